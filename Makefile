@@ -1,0 +1,44 @@
+# One command each. Needs only make and a Python 3.11 or 3.12 called python3 (or PYTHON=...).
+PYTHON ?= python3
+VENV   := .venv/bin
+ARGS   ?=
+
+.DEFAULT_GOAL := help
+.PHONY: help setup protos lock lint test demo bench up down status clean
+
+help: ## what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+setup: ## fetch what is missing and build the environment (quick when there is nothing to do)
+	@$(PYTHON) tools/setup.py
+
+protos: setup ## generate Python from protos/ into gen/
+	@$(VENV)/python tools/protos.py
+
+lock: setup ## resolve requirements/*.in again and pin every hash
+	@$(PYTHON) tools/lock.py $(ARGS)
+
+lint: setup ## ruff, mypy --strict, buf lint, buf breaking, import rules
+	@$(VENV)/python tools/lint.py $(ARGS)
+
+test: setup ## every test, on the real parts (ARGS="-k name" for some of them)
+	@$(VENV)/python -m pytest $(ARGS)
+
+demo: setup ## the whole path, real: requests to charges to an auditor's verdict
+	@$(VENV)/tollbook demo $(ARGS)
+
+bench: setup ## measure, beside baselines, on this machine
+	@$(VENV)/python -m bench $(ARGS)
+
+up: setup ## start the local stack: broker, database, model, services
+	@$(VENV)/tollbook up $(ARGS)
+
+down: setup ## stop all of it
+	@$(VENV)/tollbook down $(ARGS)
+
+status: setup ## what runs, where
+	@$(VENV)/tollbook status $(ARGS)
+
+clean: ## remove what was made here (environment, generated code, caches); the local stack's state is kept
+	@rm -rf .venv gen .mypy_cache .ruff_cache .pytest_cache .import_linter_cache .hypothesis
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +

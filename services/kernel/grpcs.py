@@ -1,0 +1,281 @@
+"""The gRPC plumbing that every service shares: server, channel, errors, health.
+
+Owns: turning TollbookError into google.rpc.Status, checking requests against
+the rules beside the fields (protovalidate), tracing, health, reflection,
+graceful drain. Knows nothing of any service.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from typing import Any, Final, NoReturn, TypeVar, cast
+
+import grpc
+import grpc.aio
+import protovalidate
+import structlog
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+from grpc_status import rpc_status
+from opentelemetry import trace
+
+from kernel import errors, telemetry
+
+log = structlog.get_logger()
+
+DOMAIN: Final = "tollbook"
+MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
+DRAIN_MS: Final = 10_000
+
+# Keepalive finds a peer whose host went away without a word; the limits keep a
+# server from answering pings with GOAWAY.
+_OPTIONS: Final[tuple[tuple[str, int], ...]] = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 20_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+)
+_SERVER_OPTIONS: Final = (
+    *_OPTIONS,
+    ("grpc.so_reuseport", 0),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
+)
+_CLIENT_OPTIONS: Final = (
+    *_OPTIONS,
+    # A restarted server is found again within a second, not within two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 1_000),
+)
+
+_CODES: Final[dict[type[errors.TollbookError], int]] = {
+    errors.InvalidArgument: code_pb2.INVALID_ARGUMENT,
+    errors.Unauthenticated: code_pb2.UNAUTHENTICATED,
+    errors.PermissionDenied: code_pb2.PERMISSION_DENIED,
+    errors.NotFound: code_pb2.NOT_FOUND,
+    errors.AlreadyExists: code_pb2.ALREADY_EXISTS,
+    errors.FailedPrecondition: code_pb2.FAILED_PRECONDITION,
+    errors.OutOfRange: code_pb2.OUT_OF_RANGE,
+    errors.QuotaExceeded: code_pb2.RESOURCE_EXHAUSTED,
+    errors.Unavailable: code_pb2.UNAVAILABLE,
+    errors.DeadlinePassed: code_pb2.DEADLINE_EXCEEDED,
+    errors.Internal: code_pb2.INTERNAL,
+}
+
+M = TypeVar("M", bound=Message)
+
+
+def status_of(error: errors.TollbookError) -> status_pb2.Status:
+    """Give the google.rpc.Status of an error, with the details that fit it."""
+    details: list[Message] = []
+    if error.reason:
+        details.append(
+            error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
+        )
+    if isinstance(error, errors.InvalidArgument) and error.violations:
+        bad = error_details_pb2.BadRequest()
+        for broken in error.violations:
+            bad.field_violations.add(field=broken.field, description=broken.description)
+        details.append(bad)
+    if isinstance(error, errors.QuotaExceeded):
+        quota = error_details_pb2.QuotaFailure()
+        for limit in error.violations:
+            quota.violations.add(subject=limit.subject, description=limit.description)
+        details.append(quota)
+    if isinstance(error, errors.Unavailable):
+        delay = duration_pb2.Duration()
+        delay.FromMilliseconds(error.retry_after_ms)
+        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+    status = status_pb2.Status(
+        code=_CODES.get(type(error), code_pb2.UNKNOWN), message=error.message
+    )
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+Trailing = Sequence[tuple[str, str | bytes]]
+
+
+async def abort(
+    context: grpc.aio.ServicerContext[Any, Any],
+    error: errors.TollbookError,
+    trailing: Trailing = (),
+) -> NoReturn:
+    """End the call with the error; `trailing` metadata goes with it."""
+    rich = rpc_status.to_status(status_of(error))
+    own = tuple(rich.trailing_metadata or ())
+    await context.abort(rich.code, rich.details or "", (*own, *trailing))
+    raise AssertionError("abort returns never")
+
+
+def check(message: Message) -> None:
+    """Check a message against the rules beside its fields. Errors: InvalidArgument."""
+    found = protovalidate.collect_violations(message)
+    if not found:
+        return
+    violations = tuple(
+        errors.FieldViolation(_path_of(violation.proto.field), violation.proto.message)
+        for violation in found
+    )
+    first = violations[0]
+    name = message.DESCRIPTOR.name
+    raise errors.InvalidArgument(
+        f"{name}.{first.field}: {first.description}"
+        if first.field
+        else f"{name}: {first.description}",
+        reason="INVALID_FIELD",
+        violations=violations,
+    )
+
+
+def _path_of(path: Any) -> str:
+    parts: list[str] = []
+    for element in path.elements:
+        subscript = ""
+        match element.WhichOneof("subscript"):
+            case "index":
+                subscript = f"[{element.index}]"
+            case "string_key":
+                subscript = f"[{element.string_key!r}]"
+            case _:
+                pass
+        parts.append(f"{element.field_name}{subscript}")
+    return ".".join(parts)
+
+
+class _Door(grpc.aio.ServerInterceptor):
+    """Checks each request, opens its span, and turns errors into statuses.
+
+    One place for all three, so that no method of any service goes without.
+    """
+
+    def __init__(self, service: str) -> None:
+        self._tracer = telemetry.tracer(service)
+
+    async def intercept_service(
+        self,
+        continuation: Callable[
+            [grpc.HandlerCallDetails], Awaitable[grpc.RpcMethodHandler[Any, Any] | None]
+        ],
+        details: grpc.HandlerCallDetails,
+    ) -> grpc.RpcMethodHandler[Any, Any] | None:
+        handler = await continuation(details)
+        method = details.method
+        if handler is None or handler.request_streaming or not method.startswith("/tollbook."):
+            return handler
+        carrier = {
+            str(key): str(value)
+            for key, value in details.invocation_metadata
+            if isinstance(value, str)
+        }
+        parent = telemetry.context_from(carrier)
+        tracer = self._tracer
+        if handler.response_streaming:
+            inner_stream: Any = handler.unary_stream
+
+            async def stream(request: Message, context: Any) -> AsyncIterator[Message]:
+                with tracer.start_as_current_span(
+                    method, context=parent, kind=trace.SpanKind.SERVER
+                ):
+                    try:
+                        check(request)
+                        async for response in inner_stream(request, context):
+                            yield response
+                    except errors.TollbookError as error:
+                        await abort(context, error)
+
+            return grpc.unary_stream_rpc_method_handler(
+                cast(Any, stream), handler.request_deserializer, handler.response_serializer
+            )
+        inner: Any = handler.unary_unary
+
+        async def unary(request: Message, context: Any) -> Message:
+            with tracer.start_as_current_span(method, context=parent, kind=trace.SpanKind.SERVER):
+                try:
+                    check(request)
+                    response: Message = await inner(request, context)
+                    return response
+                except errors.TollbookError as error:
+                    await abort(context, error)
+
+        return grpc.unary_unary_rpc_method_handler(
+            cast(Any, unary), handler.request_deserializer, handler.response_serializer
+        )
+
+
+class Server:
+    """A gRPC server with health and reflection; NOT_SERVING until `set_ready`."""
+
+    def __init__(self, service: str, address: str, service_names: Iterable[str] = ()) -> None:
+        self._address = address
+        self._names = tuple(service_names)
+        self.grpc = grpc.aio.server(interceptors=(_Door(service),), options=_SERVER_OPTIONS)
+        self._health = health.aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
+        reflection.enable_server_reflection(
+            (*self._names, health.SERVICE_NAME, reflection.SERVICE_NAME), self.grpc
+        )
+
+    async def start(self) -> None:
+        """Bind and listen. Errors: Unavailable when the address cannot be bound."""
+        await self.set_ready(False)
+        try:
+            port = self.grpc.add_insecure_port(self._address)
+        except RuntimeError:
+            port = 0
+        if port == 0:
+            raise errors.Unavailable(
+                f"cannot listen on {self._address}: is the port in use?", reason="ADDRESS_IN_USE"
+            )
+        await self.grpc.start()
+        log.info("listening", address=self._address)
+
+    async def set_ready(self, ready: bool) -> None:
+        """Say through the health service whether callers may come."""
+        status = (
+            health_pb2.HealthCheckResponse.SERVING
+            if ready
+            else health_pb2.HealthCheckResponse.NOT_SERVING
+        )
+        for name in ("", *self._names):
+            await self._health.set(name, status)
+
+    async def stop(self, drain_ms: int = DRAIN_MS) -> None:
+        """Refuse new calls, let those under way end, cut them off after `drain_ms`."""
+        await self.set_ready(False)
+        await self.grpc.stop(drain_ms / 1000)
+
+
+def stop_event() -> asyncio.Event:
+    """An event that SIGTERM or SIGINT sets. Call it inside the running loop."""
+    stopped = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stopped.set)
+    return stopped
+
+
+def channel(address: str) -> grpc.aio.Channel:
+    """An insecure channel with the project's limits and quick reconnects."""
+    return grpc.aio.insecure_channel(address, options=_CLIENT_OPTIONS)
+
+
+def details_of(error: grpc.aio.AioRpcError | grpc.RpcError, kind: type[M]) -> M | None:
+    """The error's first google.rpc detail of a kind, or None."""
+    status = rpc_status.from_call(cast(Any, error))
+    for packed in status.details if status is not None else ():
+        detail = kind()
+        if packed.Unpack(detail):
+            return detail
+    return None

@@ -12,11 +12,11 @@ help: ## what can be made
 setup: ## fetch what is missing and build the environment (quick when there is nothing to do)
 	@$(PYTHON) tools/setup.py
 
-protos: setup ## generate Python from protos/ into gen/
-	@$(VENV)/python tools/protos.py
+protos: setup ## generate Python from protos/ into gen/ (set-up does it)
+	@:
 
 lock: setup ## resolve requirements/*.in again and pin every hash
-	@$(PYTHON) tools/lock.py $(ARGS)
+	@$(PYTHON) -m tools.lock $(ARGS)
 
 lint: setup ## ruff, mypy --strict, buf lint, buf breaking, import rules
 	@$(VENV)/python tools/lint.py $(ARGS)

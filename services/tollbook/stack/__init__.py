@@ -1,0 +1,1 @@
+"""The local stack: an embedded broker, database and model, and the services, supervised."""

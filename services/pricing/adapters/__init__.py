@@ -1,0 +1,1 @@
+"""Pricing's doors: PostgreSQL and the ledger's gRPC."""

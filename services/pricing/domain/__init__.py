@@ -1,0 +1,1 @@
+"""Rating and balances as pure functions of the logs. No I/O, no clock, no float."""

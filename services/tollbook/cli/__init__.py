@@ -1,0 +1,1 @@
+"""The command line: `tollbook`, one file a group of commands."""

@@ -1,0 +1,35 @@
+"""Every top-level command and where it lives. To add one: a line here, and a file beside this one.
+
+A file is imported only when its command is called, so one that is slow to load, or broken, costs the
+others nothing. The help texts stand here for the same reason.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A command or group of commands: `MODULE:ATTRIBUTE` is a click command."""
+
+    target: str
+    help: str
+
+
+# In the order in which `tollbook --help` shows them.
+COMMANDS: dict[str, Entry] = {
+    "up": Entry("tollbook.cli.stack_commands:up", "Start the local stack."),
+    "down": Entry("tollbook.cli.stack_commands:down", "Stop all of it."),
+    "status": Entry("tollbook.cli.stack_commands:status", "Show what runs, and where."),
+    "logs": Entry("tollbook.cli.stack_commands:logs", "Show what the parts wrote."),
+    "env": Entry("tollbook.cli.stack_commands:env", "Print the running stack's settings."),
+    "doctor": Entry("tollbook.cli.doctor_command:doctor", "Name what is missing, and what to do."),
+    "demo": Entry("tollbook.cli.demo:demo", "Run the whole path, from requests to the audit."),
+    "accounts": Entry("tollbook.cli.accounts:accounts", "Make and list accounts; grant credit."),
+    "cards": Entry("tollbook.cli.cards:cards", "Publish and list rate cards."),
+    "balance": Entry("tollbook.cli.balance:balance", "Show an account's balance."),
+    "ledger": Entry("tollbook.cli.ledger:ledger", "Look into the log: checkpoints, entries."),
+    "export": Entry("tollbook.cli.export:export", "Write the logs as tiles with checkpoints."),
+    "audit": Entry("tollbook.cli.audit:audit", "Recompute everything from an export and a key."),
+}

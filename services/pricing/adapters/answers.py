@@ -1,0 +1,253 @@
+"""PricingService: balances, postings, receipts and keys, read from the projection."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import asyncpg
+
+from kernel import errors
+from kernel.clock import timestamp_of
+from pricing.adapters import queries
+from pricing.adapters.control_view import ControlView
+from pricing.adapters.ledger_client import Ledger
+from pricing.adapters.progress import Progress
+from pricing.domain.events import Event, read_leaves
+from pricing.domain.rating import RatedLeaf
+from tollbook.ledger.v1 import ledger_pb2
+from tollbook.pricing.v1 import pricing_pb2, pricing_pb2_grpc
+from tollbook.usage.v1 import usage_pb2
+
+_DEFAULT_PAGE: Final = 100
+_BEFORE_ALL: Final = 2**63 - 1
+
+
+def no_account(account_id: str) -> errors.NotFound:
+    """The error for an account that is not there."""
+    return errors.NotFound(
+        f"there is no account {account_id!r}; create it first (tollbook accounts create)",
+        reason="ACCOUNT_NOT_FOUND",
+        metadata={"account_id": account_id},
+    )
+
+
+class Reader:
+    """What both services need: the pool, and waiting for positions."""
+
+    def __init__(self, pool: Any, progress: Progress) -> None:
+        self.pool = pool
+        self.progress = progress
+
+    async def in_snapshot(self, read: Callable[[Any], Awaitable[Any]]) -> Any:
+        """Run reads in one snapshot. Errors: Unavailable while the database is away."""
+        try:
+            async with (
+                self.pool.acquire(timeout=5) as db,
+                db.transaction(isolation="repeatable_read", readonly=True),
+            ):
+                return await read(db)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise errors.Unavailable(
+                f"the database does not answer: {error}", reason="DATABASE_AWAY"
+            ) from None
+
+    async def wait_for(
+        self, wanted: Sequence[pricing_pb2.LogPosition], remaining_s: float | None
+    ) -> None:
+        """Wait until each log is applied to a size. Errors: DeadlinePassed."""
+        if not wanted:
+            return
+
+        async def reached() -> bool:
+            at: dict[str, int] = await self.in_snapshot(queries.positions)
+            return all(at.get(item.log, 0) >= item.size for item in wanted)
+
+        names = ", ".join(f"{item.log} {item.size}" for item in wanted[:8])
+        await self.progress.until(reached, f"position {names}", remaining_s)
+
+    async def wait_for_control(self, size: int, remaining_s: float | None) -> None:
+        """Wait until the control log is applied to a size. Errors: DeadlinePassed."""
+        await self.wait_for([pricing_pb2.LogPosition(log="control", size=size)], remaining_s)
+
+
+class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
+    """Answers PricingService."""
+
+    def __init__(self, reader: Reader, ledger: Ledger, view: ControlView) -> None:
+        self._reader = reader
+        self._ledger = ledger
+        self._view = view
+
+    async def GetBalance(  # noqa: N802 - the contract's name
+        self, request: pricing_pb2.GetBalanceRequest, context: Any
+    ) -> pricing_pb2.GetBalanceResponse:
+        """Answer with one account's balance and the positions it is true at."""
+        await self._reader.wait_for(request.wait_for, context.time_remaining())
+        if request.wait_for_event_id:
+            await self._wait_for_event(
+                request.account_id, request.wait_for_event_id, context.time_remaining()
+            )
+
+        async def read(db: Any) -> tuple[list[pricing_pb2.AccountBalance], dict[str, int]]:
+            return (
+                await queries.account_balances(db, request.account_id),
+                await queries.positions(db),
+            )
+
+        balances, at = await self._reader.in_snapshot(read)
+        if not balances:
+            raise no_account(request.account_id)
+        return pricing_pb2.GetBalanceResponse(
+            balance=balances[0], positions=queries.positions_message(at)
+        )
+
+    async def _wait_for_event(
+        self, account_id: str, event_id: str, remaining_s: float | None
+    ) -> None:
+        async def reached() -> bool:
+            place = await self._reader.in_snapshot(
+                lambda db: queries.event_place(db, account_id, event_id)
+            )
+            return place is not None
+
+        await self._reader.progress.until(
+            reached, f"event {event_id!r} of account {account_id!r}", remaining_s
+        )
+
+    async def ListBalances(  # noqa: N802 - the contract's name
+        self, request: pricing_pb2.ListBalancesRequest, context: Any
+    ) -> pricing_pb2.ListBalancesResponse:
+        """Answer with all balances and their digest, from one snapshot."""
+        await self._reader.wait_for(request.wait_for, context.time_remaining())
+
+        async def read(db: Any) -> tuple[list[pricing_pb2.AccountBalance], queries.Snapshot]:
+            return await queries.account_balances(db, None), await queries.snapshot(db)
+
+        balances, snapshot = await self._reader.in_snapshot(read)
+        return pricing_pb2.ListBalancesResponse(
+            balances=balances,
+            positions=queries.positions_message(snapshot.positions),
+            balances_digest=snapshot.digest(),
+        )
+
+    async def ListPostings(  # noqa: N802 - the contract's name
+        self, request: pricing_pb2.ListPostingsRequest, context: Any
+    ) -> pricing_pb2.ListPostingsResponse:
+        """Answer with a page of an account's postings, newest first."""
+        size = request.page_size or _DEFAULT_PAGE
+        before = _BEFORE_ALL
+        if request.page_token:
+            if not request.page_token.isdecimal() or len(request.page_token) > 18:
+                raise errors.InvalidArgument(
+                    "page_token is not one of a previous answer",
+                    reason="INVALID_FIELD",
+                    violations=(errors.FieldViolation("page_token", "take it from the answer"),),
+                )
+            before = int(request.page_token)
+
+        async def read(db: Any) -> list[pricing_pb2.Posting] | None:
+            if not await queries.account_exists(db, request.account_id):
+                return None
+            return await queries.postings(db, request.account_id, before, size + 1)
+
+        found = await self._reader.in_snapshot(read)
+        if found is None:
+            raise no_account(request.account_id)
+        more = str(found[size - 1].posting_id) if len(found) > size else ""
+        return pricing_pb2.ListPostingsResponse(postings=found[:size], next_page_token=more)
+
+    async def GetReceipt(  # noqa: N802 - the contract's name
+        self, request: pricing_pb2.GetReceiptRequest, context: Any
+    ) -> pricing_pb2.GetReceiptResponse:
+        """Answer with what one event was charged, rated anew from its log entry."""
+        place = await self._reader.in_snapshot(
+            lambda db: queries.event_place(db, request.account_id, request.event_id)
+        )
+        if place is None:
+            raise errors.NotFound(
+                f"account {request.account_id!r} has no event {request.event_id!r} (yet)",
+                reason="EVENT_NOT_FOUND",
+            )
+        name, position = place
+        entry = await self._ledger.stub.GetEntry(
+            ledger_pb2.GetEntryRequest(log=name, position=position),
+            timeout=context.time_remaining() or 10,
+        )
+        event = next(iter(read_leaves(position, [entry.leaf])))
+        if not isinstance(event, Event):
+            raise errors.Internal(f"{name} position {position} is no usage event")
+        await self._view.reach(entry.control_size)
+        return pricing_pb2.GetReceiptResponse(
+            receipt=self._receipt(name, event, entry.control_size, entry.leaf)
+        )
+
+    def _receipt(self, name: str, event: Event, pin: int, raw: bytes) -> pricing_pb2.Receipt:
+        account = self._view.projection.accounts.get(event.account_id)
+        currency = account.currency if account is not None else ""
+        lines = [part for part, _ in self._view.projection.receipt(event, pin)]
+        receipt = pricing_pb2.Receipt(
+            account_id=event.account_id,
+            event_id=event.event_id,
+            log=name,
+            position=event.position,
+            control_size=pin,
+            served_model=event.context.model,
+            outcome=usage_pb2.Outcome.ValueType(event.outcome),
+            lines=[_receipt_line(part, currency) for part in lines],
+            suspense=any(part.priced is None for part in lines),
+            event_time=timestamp_of(event.event_time_us),
+        )
+        if currency:
+            receipt.total.CopyFrom(
+                queries.amount(currency, sum(part.amount_pico for part in lines))
+            )
+        for line, quantity in zip(
+            receipt.lines,
+            (item for item in _quantities(raw) if item.amount),
+            strict=True,
+        ):
+            line.leaf.CopyFrom(quantity)
+        return receipt
+
+    async def ResolveKey(  # noqa: N802 - the contract's name
+        self, request: pricing_pb2.ResolveKeyRequest, context: Any
+    ) -> pricing_pb2.ResolveKeyResponse:
+        """Answer with the key that a secret's digest belongs to."""
+
+        async def read(db: Any) -> tuple[Any, dict[str, int]]:
+            return (
+                await queries.key_of_secret(db, request.secret_digest),
+                await queries.positions(db),
+            )
+
+        key, at = await self._reader.in_snapshot(read)
+        if key is None:
+            raise errors.NotFound("no key has this secret, or it was revoked", "KEY_NOT_FOUND")
+        return pricing_pb2.ResolveKeyResponse(
+            key_id=key["key_id"],
+            account_id=key["account_id"],
+            project_id=key["project_id"],
+            control_size=at.get("control", 0),
+        )
+
+
+def _quantities(raw: bytes) -> Sequence[usage_pb2.Quantity]:
+    """The leaves of an event as they stand in its log entry."""
+    from kernel import leaf as leaves
+
+    record = usage_pb2.UsageRecord.FromString(leaves.decode(raw).value)
+    return usage_pb2.UsageEvent.FromString(record.usage_event).quantities
+
+
+def _receipt_line(part: RatedLeaf, currency: str) -> pricing_pb2.ReceiptLine:
+    line = pricing_pb2.ReceiptLine(charged_quantity=part.charged, outcome_rule=part.outcome_rule)
+    if part.priced is not None:
+        known = part.priced.published
+        line.card.card_id = known.card.card_id
+        line.card.version = known.version
+        line.card.content_hash = known.content_hash
+        line.line_id = part.priced.line.line_id
+        line.unit_price_pico = str(part.priced.line.price_pico)
+        line.amount.CopyFrom(queries.amount(currency, part.amount_pico))
+    return line

@@ -1,7 +1,7 @@
-"""Every top-level command and where it lives. To add one: a line here, and a file beside this one.
+"""Every top-level command and where it lives. To add one: a line here, and a file beside this.
 
-A file is imported only when its command is called, so one that is slow to load, or broken, costs the
-others nothing. The help texts stand here for the same reason.
+A file is imported only when its command is called, so one that is slow to load, or broken, costs
+the others nothing. The help texts stand here for the same reason.
 """
 
 from __future__ import annotations

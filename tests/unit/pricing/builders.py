@@ -19,7 +19,7 @@ currency: USD
 effective_from: 2026-01-01T00:00:00Z
 lines:
   - {id: tiny-in, match: {model: tiny, direction: in, cache_use: none}, per: 1000000, price: "0.15"}
-  - {id: tiny-cached, match: {model: tiny, direction: in, cache_use: read}, per: 1000000, price: "0.075"}
+  - {id: cached, match: {model: tiny, direction: in, cache_use: read}, per: 1000000, price: 0.075}
   - {id: tiny-out, match: {model: tiny, direction: out}, per: 1_000_000, price: 0.60}
 """
 

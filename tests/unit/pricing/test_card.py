@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import pytest
+from tests.unit.pricing.builders import CARD
 
 from pricing.domain.card import card_from_document, parse_card
 from pricing.domain.document import DocumentError
-from tests.unit.pricing.builders import CARD
 
 
 def problems(text: str) -> list[str]:

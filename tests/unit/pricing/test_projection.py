@@ -6,12 +6,12 @@ from fractions import Fraction
 
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.unit.pricing import builders as make
 
 from kernel import leaf as leaves
 from pricing.domain import books
 from pricing.domain.digest import balances_digest
 from pricing.domain.projection import Effects, Projection
-from tests.unit.pricing import builders as make
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.usage.v1 import usage_pb2 as usage
 
@@ -94,9 +94,7 @@ def test_an_adapter_without_a_line_pays_its_base_models_price() -> None:
 
 def test_a_lost_engine_charges_what_was_delivered() -> None:
     state = opened()
-    state.usage(
-        0, 3, make.event(0, output=10, undelivered=4, outcome=usage.OUTCOME_ENGINE_LOST)
-    )
+    state.usage(0, 3, make.event(0, output=10, undelivered=4, outcome=usage.OUTCOME_ENGINE_LOST))
     assert 10**12 - state.available() == 6 * 600_000
 
 

@@ -1,0 +1,1 @@
+"""What a request used and how it ended, as pure functions. No I/O, no clock, no engine."""

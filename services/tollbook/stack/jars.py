@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from tollbook.cache import cached_folder
+from tollbook.cache import cache_home, cached_folder
 
 KAFKA_VERSION = "4.4.0"
 LOCK = Path(__file__).resolve().parents[3] / "deploy" / "kafka" / "jars.lock"
@@ -75,7 +75,8 @@ def jars_folder_name() -> str:
     return f"kafka-{KAFKA_VERSION}-{digest}"
 
 
-def _check(jar: Jar, path: Path) -> None:
+def check(jar: Jar, path: Path) -> None:
+    """Raises JarError unless the file is the one the lock names."""
     found = hashlib.sha256(path.read_bytes()).hexdigest()
     if found != jar.sha256:
         raise JarError(f"{jar} has SHA-256 {found}, the lock says {jar.sha256}; nothing was kept")
@@ -103,7 +104,7 @@ def _fetch(jar: Jar, repository: Path, folder: Path) -> None:
     else:
         raise AssertionError("a try either succeeds or raises")
     path = Path(got)
-    _check(jar, path)
+    check(jar, path)
     os.replace(path, folder / jar.filename)
 
 
@@ -124,9 +125,9 @@ def ensure_jars() -> Path:
     return cached_folder(jars_folder_name(), fill)
 
 
-def class_path(folder: Path) -> str:
-    """The class path of the jars in `folder`, in one order everywhere."""
-    return ":".join(str(path) for path in sorted(folder.glob("*.jar")))
+def class_path() -> str:
+    """The broker's class path, also before its jars are here."""
+    return str(cache_home() / jars_folder_name() / "*")
 
 
 if __name__ == "__main__":

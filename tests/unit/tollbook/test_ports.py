@@ -1,0 +1,55 @@
+"""Blocks of ports: claimed by one, kept while free."""
+
+from __future__ import annotations
+
+import socket
+
+import pytest
+
+from tollbook.stack import ports
+from tollbook.stack.errors import Unusable
+
+
+def test_offsets_are_distinct_and_fit_the_block() -> None:
+    assert len(set(ports.OFFSETS.values())) == len(ports.OFFSETS)
+    assert all(0 <= offset < ports.BLOCK_SIZE for offset in ports.OFFSETS.values())
+    last = ports.FIRST_PORT + ports.BLOCKS * ports.BLOCK_SIZE - 1
+    # Linux hands out ports from 32768 on to outgoing connections.
+    assert last < 32_768
+
+
+def test_one_block_has_one_owner_at_a_time() -> None:
+    first, claim_of_first = ports.claim("one")
+    with claim_of_first:
+        second, claim_of_second = ports.claim("one")
+        with claim_of_second:
+            assert first != second
+    again, claim = ports.claim("one")
+    claim.close()
+    assert again == first
+
+
+def test_the_block_of_the_last_run_is_taken_again() -> None:
+    base, claim = ports.claim("one")
+    claim.close()
+    kept, claim = ports.claim("another", kept=base)
+    claim.close()
+    assert kept == base
+
+
+def test_a_block_with_one_port_taken_is_passed_over() -> None:
+    base, claim = ports.claim("one")
+    claim.close()
+    with socket.socket() as taken:
+        taken.bind((ports.HOST, ports.port_of(base, "postgres")))
+        taken.listen()
+        other, claim = ports.claim("one", kept=base)
+        claim.close()
+    assert other != base
+
+
+def test_no_free_block_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "BLOCKS", 1)
+    _, claim = ports.claim("one")
+    with claim, pytest.raises(Unusable, match="no block of 32 free ports between 20000 and 20032"):
+        ports.claim("two")

@@ -46,7 +46,7 @@ def us_of(timestamp: Timestamp) -> int:
 
 def rfc3339(us: int) -> str:
     """Write an instant as RFC 3339 UTC with microseconds."""
-    return (
-        datetime.fromtimestamp(us // 1_000_000, UTC).strftime("%Y-%m-%dT%H:%M:%S")
-        + f".{us % 1_000_000:06d}Z"
+    instant = datetime.fromtimestamp(us // 1_000_000, UTC).replace(
+        microsecond=us % 1_000_000, tzinfo=None
     )
+    return instant.isoformat(timespec="microseconds") + "Z"

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing
 from typing import Any, Final, NoReturn, TypeVar, cast
 
 import grpc
@@ -31,6 +32,13 @@ log = structlog.get_logger()
 DOMAIN: Final = "tollbook"
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 DRAIN_MS: Final = 10_000
+
+# A status travels in trailing metadata, of which gRPC's default limit is 8 KiB;
+# beyond it the caller would get a status of gRPC's own and never ours. Text
+# counts up to four times: percent-encoded in grpc-message, and in the details.
+_MAX_TEXT_BYTES: Final = 1_000
+_MAX_DETAILS_BYTES: Final = 2_400
+_MAX_DESCRIPTION_BYTES: Final = 300
 
 # Keepalive finds a peer whose host went away without a word; the limits keep a
 # server from answering pings with GOAWAY.
@@ -73,31 +81,65 @@ _CODES: Final[dict[type[errors.TollbookError], int]] = {
 M = TypeVar("M", bound=Message)
 
 
-def status_of(error: errors.TollbookError) -> status_pb2.Status:
-    """Give the google.rpc.Status of an error, with the details that fit it."""
+def _short(text: str, limit_bytes: int = _MAX_DESCRIPTION_BYTES) -> str:
+    """Cut a text to a number of UTF-8 bytes, and show that it was cut."""
+    data = text.encode("utf-8", "replace")
+    if len(data) <= limit_bytes:
+        return data.decode()
+    return data[: limit_bytes - 3].decode("utf-8", "ignore") + "..."
+
+
+def _code_of(error: errors.TollbookError) -> int:
+    """Code of the error's class, or of the nearest one above it in the tree."""
+    code: int = next(
+        (_CODES[kind] for kind in type(error).__mro__ if kind in _CODES), code_pb2.UNKNOWN
+    )
+    return code
+
+
+def _bad_request(violations: Sequence[errors.FieldViolation]) -> Any:
+    """The violations that fit, the first ones first, and how many more there are."""
+    bad: Any = error_details_pb2.BadRequest()
+    for told, broken in enumerate(violations):
+        if bad.ByteSize() > _MAX_DETAILS_BYTES - 2 * _MAX_DESCRIPTION_BYTES:
+            bad.field_violations.add(
+                field=_short(broken.field), description=f"and {len(violations) - told} more"
+            )
+            break
+        bad.field_violations.add(field=_short(broken.field), description=_short(broken.description))
+    return bad
+
+
+def _details_of(error: errors.TollbookError) -> list[Message]:
     details: list[Message] = []
     if error.reason:
-        details.append(
-            error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=error.metadata)
-        )
-    if isinstance(error, errors.InvalidArgument) and error.violations:
-        bad = error_details_pb2.BadRequest()
-        for broken in error.violations:
-            bad.field_violations.add(field=broken.field, description=broken.description)
-        details.append(bad)
-    if isinstance(error, errors.QuotaExceeded):
-        quota = error_details_pb2.QuotaFailure()
-        for limit in error.violations:
-            quota.violations.add(subject=limit.subject, description=limit.description)
-        details.append(quota)
-    if isinstance(error, errors.Unavailable):
-        delay = duration_pb2.Duration()
-        delay.FromMilliseconds(error.retry_after_ms)
-        details.append(error_details_pb2.RetryInfo(retry_delay=delay))
-    status = status_pb2.Status(
-        code=_CODES.get(type(error), code_pb2.UNKNOWN), message=error.message
-    )
-    for detail in details:
+        info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+        for name, value in error.metadata.items():
+            info.metadata[name] = _short(value)
+        details.append(info)
+    match error:
+        case errors.InvalidArgument() if error.violations:
+            details.append(_bad_request(error.violations))
+        case errors.QuotaExceeded():
+            quota = error_details_pb2.QuotaFailure()
+            for limit in error.violations:
+                quota.violations.add(
+                    subject=_short(limit.subject), description=_short(limit.description)
+                )
+            details.append(quota)
+        case errors.Unavailable():
+            delay = duration_pb2.Duration()
+            delay.FromMilliseconds(error.retry_after_ms)
+            details.append(error_details_pb2.RetryInfo(retry_delay=delay))
+        case _:
+            pass
+    return details
+
+
+def status_of(error: errors.TollbookError) -> status_pb2.Status:
+    """Give the google.rpc.Status of an error, with the details that fit it."""
+    status = status_pb2.Status(code=_code_of(error), message=_short(error.message, _MAX_TEXT_BYTES))
+    for detail in _details_of(error):
         packed = any_pb2.Any()
         packed.Pack(detail)
         status.details.append(packed)
@@ -154,6 +196,22 @@ def _path_of(path: Any) -> str:
     return ".".join(parts)
 
 
+def _unforeseen(method: str, error: Exception) -> errors.TollbookError:
+    """Tell what no method foresaw: a part that is away, or else a defect.
+
+    A defect is logged whole; the caller learns that there is one, never our insides.
+    """
+    if isinstance(error, grpc.aio.AioRpcError) and error.code() is grpc.StatusCode.UNAVAILABLE:
+        log.warning("a service that this one needs is away", method=method, exc_info=error)
+        return errors.Unavailable(
+            "a service that this one needs is away; try again", reason="DEPENDENCY_AWAY"
+        )
+    log.error("a method failed unexpectedly", method=method, exc_info=error)
+    return errors.Internal(
+        "an unexpected failure; it is in the service's log, please report it", reason="DEFECT"
+    )
+
+
 class _Door(grpc.aio.ServerInterceptor):
     """Checks each request, opens its span, and turns errors into statuses.
 
@@ -184,16 +242,25 @@ class _Door(grpc.aio.ServerInterceptor):
         if handler.response_streaming:
             inner_stream: Any = handler.unary_stream
 
-            async def stream(request: Message, context: Any) -> AsyncIterator[Message]:
+            # Writes to the context instead of yielding: a caller that leaves then cancels
+            # this very task, and span and method are closed in it at once. A generator would
+            # be left to the garbage collector, which closes it in a foreign context.
+            async def stream(request: Message, context: Any) -> None:
                 with tracer.start_as_current_span(
                     method, context=parent, kind=trace.SpanKind.SERVER
                 ):
                     try:
                         check(request)
-                        async for response in inner_stream(request, context):
-                            yield response
+                        responses: AsyncGenerator[Message, None] = inner_stream(request, context)
+                        async with aclosing(responses):
+                            async for response in responses:
+                                await context.write(response)
                     except errors.TollbookError as error:
                         await abort(context, error)
+                    except grpc.aio.BaseError:
+                        raise
+                    except Exception as error:  # what no method foresaw must not leak
+                        await abort(context, _unforeseen(method, error))
 
             return grpc.unary_stream_rpc_method_handler(
                 cast(Any, stream), handler.request_deserializer, handler.response_serializer
@@ -208,6 +275,10 @@ class _Door(grpc.aio.ServerInterceptor):
                     return response
                 except errors.TollbookError as error:
                     await abort(context, error)
+                except grpc.aio.BaseError:
+                    raise
+                except Exception as error:  # what no method foresaw must not leak
+                    await abort(context, _unforeseen(method, error))
 
         return grpc.unary_unary_rpc_method_handler(
             cast(Any, unary), handler.request_deserializer, handler.response_serializer

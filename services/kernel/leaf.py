@@ -74,6 +74,8 @@ def decode(data: bytes) -> Leaf:
     """Read leaf bytes. Errors: LeafError names what is wrong with them."""
     if len(data) < HEADER_BYTES:
         raise LeafError(f"a leaf has at least {HEADER_BYTES} bytes, this one has {len(data)}")
+    if len(data) > MAX_LEAF_BYTES:
+        raise LeafError(f"a leaf has at most {MAX_LEAF_BYTES} bytes, this one has {len(data)}")
     version, flags, disposition, reason, offset, timestamp_ms, key_length = _HEADER.unpack_from(
         data
     )
@@ -84,6 +86,8 @@ def decode(data: bytes) -> Leaf:
     value_at = HEADER_BYTES + key_length
     if value_at > len(data):
         raise LeafError(f"the key's length {key_length} goes beyond the leaf's {len(data)} bytes")
+    if flags:
+        aside_of(data[value_at:])
     return Leaf(
         disposition,
         reason,
@@ -96,7 +100,10 @@ def decode(data: bytes) -> Leaf:
 
 
 def aside_of(value: bytes) -> tuple[bytes, int]:
-    """Split an aside leaf's value into (SHA-256, length in bytes) of what is kept."""
+    """Split an aside leaf's value into (SHA-256, length in bytes) of what is kept.
+
+    Errors: LeafError when it is not as long as these are.
+    """
     if len(value) != _ASIDE_BODY.size:
         raise LeafError(
             f"an aside leaf's value has {_ASIDE_BODY.size} bytes, this one has {len(value)}"

@@ -12,7 +12,8 @@ from typing import Final
 
 PICO: Final = 10**12
 MAX_AMOUNT_PICO: Final = 2**127 - 1
-_DECIMAL: Final = re.compile(r"^(-?)(\d{1,26})(?:\.(\d{1,30}))?$")
+# ASCII digits alone: `\d` would also take the digits of every other script.
+_DECIMAL: Final = re.compile(r"(-?)([0-9]{1,27})(?:\.([0-9]{1,30}))?")
 
 
 class MoneyError(ValueError):
@@ -25,7 +26,7 @@ def parse_ratio(text: str, divisor: int) -> int:
     Errors: MoneyError when it is no decimal, or the result is no whole number
     of pico-units.
     """
-    match = _DECIMAL.match(text)
+    match = _DECIMAL.fullmatch(text)
     if match is None:
         raise MoneyError(
             f"{text!r} is not a decimal number such as 0.25 (no exponent, no sign but '-')"

@@ -14,6 +14,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+import re
 from dataclasses import dataclass
 from typing import Final
 
@@ -23,7 +24,11 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 _ED25519: Final = b"\x01"
 _PREFIX: Final = "\N{EM DASH} "
+_NAME: Final = re.compile(r"[^\s+\x00-\x1f]+")
+_CONTROL: Final = re.compile(r"[\x00-\x09\x0b-\x1f]")
 MAX_NOTE_BYTES: Final = 1_000_000
+MAX_SIGNATURES: Final = 100
+MAX_TREE_SIZE: Final = 2**63 - 1
 
 
 class NoteError(ValueError):
@@ -35,7 +40,7 @@ def _key_id(name: str, public: bytes) -> bytes:
 
 
 def _check_name(name: str) -> None:
-    if not name or "+" in name or any(letter.isspace() for letter in name):
+    if not _NAME.fullmatch(name):
         raise NoteError(f"a key name is not empty and has no space and no '+': {name!r}")
 
 
@@ -168,7 +173,11 @@ def parse_checkpoint(text: bytes) -> Checkpoint:
         root = b""
     if len(root) != 32:
         raise NoteError(f"a checkpoint's root is 32 bytes in base64, not {lines[2][:60]!r}")
-    return Checkpoint(lines[0], int(lines[1]), root)
+    # 19 digits first: int() of a stranger's megabyte of digits is slow, or an error of its own.
+    size = int(lines[1]) if len(lines[1]) <= 19 else MAX_TREE_SIZE + 1
+    if size > MAX_TREE_SIZE:
+        raise NoteError(f"a checkpoint's size is at most {MAX_TREE_SIZE}, not {lines[1][:40]}")
+    return Checkpoint(lines[0], size, root)
 
 
 def signature_line(key_name: str, key_id: bytes, signature: bytes) -> bytes:
@@ -188,13 +197,22 @@ def split_note(note: bytes) -> tuple[bytes, list[tuple[str, bytes, bytes]]]:
     """Split a note into text and signatures (name, key id, signature). Errors: NoteError."""
     if len(note) > MAX_NOTE_BYTES:
         raise NoteError(f"a note has at most {MAX_NOTE_BYTES} bytes")
+    try:
+        letters = note.decode()
+    except UnicodeDecodeError as error:
+        raise NoteError(f"a note is UTF-8; byte {error.start} is not") from None
+    if _CONTROL.search(letters):
+        raise NoteError("a note has no control characters but the newline")
     cut = note.rfind(b"\n\n")
     if cut < 0 or not note.endswith(b"\n"):
         raise NoteError("a note is text, an empty line and signature lines")
     signatures: list[tuple[str, bytes, bytes]] = []
-    for line in note[cut + 2 : -1].decode("utf-8", "replace").split("\n"):
-        name, _, encoded = line.removeprefix(_PREFIX).rpartition(" ")
-        if not line.startswith(_PREFIX) or not name:
+    lines = note[cut + 2 : -1].decode().split("\n")
+    if len(lines) > MAX_SIGNATURES:
+        raise NoteError(f"a note has at most {MAX_SIGNATURES} signatures")
+    for line in lines:
+        name, _, encoded = line.removeprefix(_PREFIX).partition(" ")
+        if not line.startswith(_PREFIX) or not _NAME.fullmatch(name):
             raise NoteError(f"not a signature line: {line[:80]!r}")
         try:
             data = base64.b64decode(encoded, validate=True)

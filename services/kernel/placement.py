@@ -28,6 +28,7 @@ def usage_log(partition: int) -> str:
 def partition_of_log(log: str) -> int | None:
     """Partition of a usage log, or None for another log."""
     number = log.removeprefix(_USAGE_PREFIX)
-    if number == log or not number.isdecimal():
+    if number == log or not (number.isascii() and number.isdecimal()):
         return None
-    return int(number)
+    # One log, one name: usage-07 and usage-7 would be two names for one partition.
+    return int(number) if number == "0" or number[0] != "0" else None

@@ -1,0 +1,249 @@
+"""Makes a tiny real model on the spot, with no network: a tokenizer, weights, an adapter.
+
+`python -m inference.tinymodel --out DIR` writes `DIR/model` (a Qwen2 causal
+language model with seeded random weights, a byte-level BPE tokenizer trained
+on corpus.txt beside this file, and a ChatML template) and
+`DIR/adapters/tiny-support` (a LoRA adapter whose weights are not zero, so that
+its answers differ). The same code gives the same bytes. Its text makes no
+sense; its tokens are as real as any model's.
+
+The files are written by hand and not by transformers: half a second instead of
+ten, and no dependence on what a release of it adds to a configuration.
+
+Formats: Hugging Face model directory (config.json, tokenizer.json,
+safetensors), PEFT's adapter directory.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+from safetensors.numpy import save_file
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+
+SERVED_NAME: Final = "tiny"
+ADAPTER_NAME: Final = "tiny-support"
+CONTEXT_TOKENS: Final = 4096
+
+_SEED: Final = 20_231_116
+_VOCABULARY: Final = 1024
+_HIDDEN: Final = 128
+_LAYERS: Final = 2
+_HEADS: Final = 2
+_KV_HEADS: Final = 1
+# The engine's CPU attention takes 32, 64, 80, 96, 112 or 128.
+_HEAD: Final = 64
+_INTERMEDIATE: Final = 256
+_LORA_RANK: Final = 8
+
+_END_OF_TEXT: Final = "<|endoftext|>"
+_START: Final = "<|im_start|>"
+_END: Final = "<|im_end|>"
+_SPECIAL: Final = (_END_OF_TEXT, _START, _END)
+
+_CHAT_TEMPLATE: Final = (
+    "{% for message in messages %}"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+Weights = dict[str, npt.NDArray[np.float32]]
+
+
+def _tokenizer() -> Tokenizer:
+    text = (Path(__file__).parent / "corpus.txt").read_text(encoding="utf-8")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    # The special tokens take the first ids, whatever the text.
+    trainer = trainers.BpeTrainer(
+        vocab_size=_VOCABULARY,
+        special_tokens=[AddedToken(token, special=True) for token in _SPECIAL],
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(text.splitlines(keepends=True), trainer)
+    return tokenizer
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _write_tokenizer(directory: Path) -> None:
+    tokenizer = _tokenizer()
+    tokenizer.save(str(directory / "tokenizer.json"))
+    _write_json(
+        directory / "tokenizer_config.json",
+        {
+            "added_tokens_decoder": {
+                str(tokenizer.token_to_id(token)): {
+                    "content": token,
+                    "lstrip": False,
+                    "normalized": False,
+                    "rstrip": False,
+                    "single_word": False,
+                    "special": True,
+                }
+                for token in _SPECIAL
+            },
+            "chat_template": _CHAT_TEMPLATE,
+            "clean_up_tokenization_spaces": False,
+            "eos_token": _END,
+            "model_max_length": CONTEXT_TOKENS,
+            "pad_token": _END_OF_TEXT,
+            "tokenizer_class": "PreTrainedTokenizerFast",
+        },
+    )
+
+
+def _projections() -> dict[str, tuple[int, int]]:
+    """Shapes (out, in) of a layer's linear maps, by their names."""
+    return {
+        "self_attn.q_proj": (_HEADS * _HEAD, _HIDDEN),
+        "self_attn.k_proj": (_KV_HEADS * _HEAD, _HIDDEN),
+        "self_attn.v_proj": (_KV_HEADS * _HEAD, _HIDDEN),
+        "self_attn.o_proj": (_HIDDEN, _HEADS * _HEAD),
+        "mlp.gate_proj": (_INTERMEDIATE, _HIDDEN),
+        "mlp.up_proj": (_INTERMEDIATE, _HIDDEN),
+        "mlp.down_proj": (_HIDDEN, _INTERMEDIATE),
+    }
+
+
+def _model_weights() -> Weights:
+    random = np.random.Generator(np.random.PCG64(_SEED))
+
+    def normal(*shape: int) -> npt.NDArray[np.float32]:
+        return (random.standard_normal(shape) * 0.05).astype(np.float32)
+
+    weights: Weights = {
+        "model.embed_tokens.weight": normal(_VOCABULARY, _HIDDEN),
+        "lm_head.weight": normal(_VOCABULARY, _HIDDEN),
+        "model.norm.weight": np.ones(_HIDDEN, np.float32),
+    }
+    for layer in range(_LAYERS):
+        prefix = f"model.layers.{layer}."
+        for name, shape in _projections().items():
+            weights[f"{prefix}{name}.weight"] = normal(*shape)
+            if name in {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}:
+                weights[f"{prefix}{name}.bias"] = np.zeros(shape[0], np.float32)
+        weights[f"{prefix}input_layernorm.weight"] = np.ones(_HIDDEN, np.float32)
+        weights[f"{prefix}post_attention_layernorm.weight"] = np.ones(_HIDDEN, np.float32)
+    return weights
+
+
+def _write_model(directory: Path) -> None:
+    directory.mkdir(parents=True)
+    _write_tokenizer(directory)
+    _write_json(
+        directory / "config.json",
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "attention_dropout": 0.0,
+            "dtype": "float32",
+            "eos_token_id": _SPECIAL.index(_END),
+            "hidden_act": "silu",
+            "hidden_size": _HIDDEN,
+            "initializer_range": 0.05,
+            "intermediate_size": _INTERMEDIATE,
+            "max_position_embeddings": CONTEXT_TOKENS,
+            "model_type": "qwen2",
+            "num_attention_heads": _HEADS,
+            "num_hidden_layers": _LAYERS,
+            "num_key_value_heads": _KV_HEADS,
+            "pad_token_id": _SPECIAL.index(_END_OF_TEXT),
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 10000.0,
+            "served_model_name": SERVED_NAME,
+            "tie_word_embeddings": False,
+            "use_cache": True,
+            "use_sliding_window": False,
+            "vocab_size": _VOCABULARY,
+        },
+    )
+    save_file(_model_weights(), directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_adapter(directory: Path, seed: int) -> None:
+    directory.mkdir(parents=True)
+    random = np.random.Generator(np.random.PCG64(seed))
+    weights: Weights = {}
+    for layer in range(_LAYERS):
+        for name, (out_size, in_size) in _projections().items():
+            prefix = f"base_model.model.model.layers.{layer}.{name}"
+            weights[f"{prefix}.lora_A.weight"] = (
+                random.standard_normal((_LORA_RANK, in_size)) * 0.1
+            ).astype(np.float32)
+            weights[f"{prefix}.lora_B.weight"] = (
+                random.standard_normal((out_size, _LORA_RANK)) * 0.1
+            ).astype(np.float32)
+    _write_json(
+        directory / "adapter_config.json",
+        {
+            "base_model_name_or_path": SERVED_NAME,
+            "bias": "none",
+            "fan_in_fan_out": False,
+            "inference_mode": True,
+            "lora_alpha": 2 * _LORA_RANK,
+            "lora_dropout": 0.0,
+            "modules_to_save": None,
+            "peft_type": "LORA",
+            "r": _LORA_RANK,
+            "target_modules": sorted(name.rpartition(".")[2] for name in _projections()),
+            "task_type": "CAUSAL_LM",
+        },
+    )
+    save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def make(out: Path) -> None:
+    """Write the model and the adapter below `out`; what stands there whole is kept.
+
+    Each directory appears at once, by rename, so a reader never sees half of one.
+    """
+    parts = (
+        (out / "model", _write_model),
+        (out / "adapters" / ADAPTER_NAME, lambda path: _write_adapter(path, _SEED + 1)),
+    )
+    for target, write in parts:
+        if target.is_dir():
+            continue
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as scratch:
+            made = Path(scratch) / target.name
+            write(made)
+            try:
+                os.rename(made, target)
+            except OSError:
+                # Another process was first; its bytes are the same as ours.
+                if not target.is_dir():
+                    raise
+                shutil.rmtree(made)
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Command line: `--out DIR`."""
+    parser = argparse.ArgumentParser(prog="inference.tinymodel", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    options = parser.parse_args(arguments)
+    # Threads would only make the order of work, never the result, uncertain.
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    try:
+        make(options.out)
+    except OSError as error:
+        sys.stderr.write(f"the tiny model cannot be written to {options.out}: {error}\n")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -99,7 +99,10 @@ def place_for(home: Home) -> Place:
 
 def _anyone_may_pass(folder: Path) -> bool:
     """Whether every user can go through `folder` and all that is above it."""
-    return all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents))
+    try:
+        return all(path.stat().st_mode & 0o001 for path in (folder, *folder.parents))
+    except FileNotFoundError:
+        return False
 
 
 def _copy_name() -> str:
@@ -244,6 +247,9 @@ def database(home: Home, base: int) -> Process:
         # server must not start beside them.
         leftover = await asyncio.to_thread(find_stack, None, [trace])
         await asyncio.to_thread(end, leftover, 5)
+        # Nothing serves these data now. A dead server that its parent has not reaped yet still has
+        # its pid, and the next one would take that for a server that runs.
+        (place.data / "postmaster.pid").unlink(missing_ok=True)
         if account is not None:
             await asyncio.to_thread(_copy_install, place)
         _make_folder(place, home, account)

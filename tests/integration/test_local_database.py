@@ -1,0 +1,88 @@
+"""The embedded database and the projection's store on it: fenced, atomic, equal to the fold."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from tests.unit.pricing import builders as make
+
+from pricing.adapters import queries, store
+from pricing.adapters.migrate import migrate
+from pricing.domain import books
+from pricing.domain.digest import balances_digest
+from pricing.domain.projection import Projection
+
+pytestmark = pytest.mark.integration
+
+
+def tollbook(home: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        (sys.executable, "-m", "tollbook.cli", *arguments),
+        env={**os.environ, "TOLLBOOK_HOME": str(home)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def environment(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+    home = tmp_path_factory.mktemp("stack")
+    tollbook(home, "up", "--only", "postgres")
+    try:
+        words = shlex.split(tollbook(home, "env"))
+        yield dict(word.split("=", 1) for word in words if "=" in word)
+    finally:
+        tollbook(home, "down")
+
+
+async def test_a_step_is_written_once_and_a_fenced_projector_writes_nothing(
+    environment: dict[str, str],
+) -> None:
+    admin, own = environment["TOLLBOOK_POSTGRES"], environment["TOLLBOOK_PRICING_POSTGRES"]
+    password = environment["TOLLBOOK_PRICING_DB_PASSWORD"]
+    assert await migrate(admin, password) == await migrate(admin, password)
+
+    projection = Projection()
+    control = [make.account(0), make.card(1), make.grant(2, "g1", 10**12)]
+    usage = [make.event(0, plain=10, cached=20, output=30), make.event(1, model="nobody", output=1)]
+    step = store.Step()
+    for position, raw in enumerate(control):
+        step.add("control", position, position + 1, projection.apply_control(position, raw))
+    step.add("usage-0", 0, 2, projection.apply_usage("usage-0", 0, 3, usage))
+    expected: dict[books.BalanceKey, int] = {}
+    for _, effects in step.effects:
+        books.apply(expected, effects.postings)
+
+    db = await store.connect(own)
+    try:
+        paused = await store.take_over(db)
+        epoch = await store.take_over(db)
+        with pytest.raises(store.FencedError):
+            await store.write(db, paused, step)
+        assert await store.positions(db) == {}
+
+        await store.write(db, epoch, step)
+        with pytest.raises(store.FencedError):
+            await store.write(db, epoch, step)
+
+        found = await queries.snapshot(db)
+        assert found.positions == {"control": 3, "usage-0": 2}
+        assert found.digest() == balances_digest(expected, {"acme": 1})
+        (balance,) = await queries.account_balances(db, "acme")
+        charged = 10 * 150_000 + 20 * 75_000 + 30 * 600_000
+        assert balance.charged.amount_pico == str(charged)
+        assert balance.available.amount_pico == str(10**12 - charged)
+        assert balance.suspense_entries == 1
+        assert balance.usage.output_tokens == 31
+    finally:
+        await db.close()

@@ -1,0 +1,71 @@
+"""Runs transparency-dev Tessera's fsck, an independent checker of C2SP tlog-tiles, where it is.
+
+Looked for in $TOLLBOOK_FSCK, on PATH and in ~/go/bin. To have it:
+`go install github.com/transparency-dev/tessera/cmd/fsck@latest`.
+
+Its exit status says nothing: it leaves with 0 when the log is bad too, or stays
+for ever, telling once a second which range is Invalid. So what it says is read.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+MISSING = (
+    "Tessera's fsck is not here: `go install github.com/transparency-dev/tessera/cmd/fsck@latest`,"
+    " or name it in TOLLBOOK_FSCK"
+)
+_GOOD = "Successfully fsck'd"
+_BAD = ("fsck failed", "Invalid")
+
+
+class Verdict(NamedTuple):
+    """What fsck made of a log, and all it said."""
+
+    ok: bool
+    refused: bool
+    said: str
+
+
+def find() -> str:
+    """Path of the program, or skip the test and say why."""
+    named = os.environ.get("TOLLBOOK_FSCK")
+    if named:
+        return named
+    # Linux has a program of this name too, which checks disks.
+    folders = [f for f in os.get_exec_path() if f not in ("/bin", "/usr/bin") and "sbin" not in f]
+    folders.append(str(Path("~/go/bin").expanduser()))
+    found = shutil.which("fsck", path=os.pathsep.join(folders))
+    if found is None:
+        pytest.skip(MISSING)
+    return found
+
+
+def run(program: str, log: Path, key_file: Path, timeout_s: float = 60) -> Verdict:
+    """Check the log in a directory; ends fsck as soon as it has said its verdict."""
+    command = [program, "-ui=false", f"-storage_url=file://{log}/", f"-public_key={key_file}"]
+    command += ["-v", "2"]
+    said: list[str] = []
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        watchdog = threading.Timer(timeout_s, process.kill)
+        watchdog.start()
+        assert process.stdout is not None
+        ok = refused = False
+        for line in process.stdout:
+            said.append(line)
+            ok = ok or _GOOD in line
+            refused = refused or any(word in line for word in _BAD)
+            if refused:
+                break
+        process.kill()
+        watchdog.cancel()
+    return Verdict(ok and not refused, refused, "".join(said))

@@ -389,10 +389,9 @@ def tiny_model_folder() -> Path:
     """Where the tiny model is in the shared cache: a name that changes with all that makes it."""
     sources = CHECKOUT / "services" / "inference"
     digest = hashlib.sha256()
-    for path in sorted([*sources.glob("tinymodel*"), *sources.glob("tinymodel/**/*")]):
-        if path.is_file() and "__pycache__" not in path.parts:
-            digest.update(path.name.encode() + b"\0" + path.read_bytes())
-    for package in ("torch", "transformers", "tokenizers", "safetensors", "peft"):
+    for name in ("tinymodel.py", "corpus.txt"):
+        digest.update((sources / name).read_bytes() + b"\0")
+    for package in ("tokenizers", "safetensors", "numpy"):
         try:
             digest.update(f"{package}=={version(package)}\n".encode())
         except PackageNotFoundError:

@@ -1,1 +1,1 @@
-"""The ledger: append-only logs with proofs. Owns the schema `ledger` and nothing beyond it."""
+"""The ledger: Kafka and Append in; append-only logs, Merkle trees, signed checkpoints out."""

@@ -1,1 +1,1 @@
-"""The ledger's doors: Kafka, PostgreSQL and gRPC."""
+"""The ledger's doors to Kafka, PostgreSQL and gRPC."""

@@ -1,1 +1,1 @@
-"""The pure core: what becomes of a record, and how a log grows. No I/O, no clock."""
+"""The ledger's pure core: what a record is worth, where it stands, how the tree grows. No I/O."""

@@ -1,1 +1,1 @@
-"""The processes of the ledger."""
+"""The ledger's processes."""

@@ -1,0 +1,66 @@
+"""Connections of the role tollbook_ledger: with limits, and waited for while there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import asyncpg
+import structlog
+
+from ledger.adapters.migrate import check_version
+
+log = structlog.get_logger()
+
+CONNECT_TIMEOUT_S: Final = 5
+COMMAND_TIMEOUT_S: Final = 30
+_RETRY_S: Final = 0.25
+
+# A database that is away, restarting, or that dropped the connection: try again.
+AWAY: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
+)
+
+
+async def connect(dsn: str) -> Any:
+    """Open one connection. Errors: those of AWAY."""
+    return await asyncpg.connect(
+        dsn,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=COMMAND_TIMEOUT_S,
+        server_settings={"search_path": "ledger", "application_name": "tollbook-ledger"},
+    )
+
+
+async def open_pool(dsn: str, max_size: int, stopped: asyncio.Event) -> Any:
+    """Open a pool on a schema of this version; None when stopped while waiting for the server.
+
+    Errors: MigrationError on a schema of another version, asyncpg's own on a
+    wrong password or a missing database.
+    """
+    said = False
+    while not stopped.is_set():
+        try:
+            pool = await asyncpg.create_pool(
+                dsn,
+                min_size=1,
+                max_size=max_size,
+                timeout=CONNECT_TIMEOUT_S,
+                command_timeout=COMMAND_TIMEOUT_S,
+                server_settings={"search_path": "ledger", "application_name": "tollbook-ledger"},
+            )
+        except AWAY as error:
+            if not said:
+                log.warning("database away", error=str(error))
+                said = True
+            await asyncio.sleep(_RETRY_S)
+            continue
+        await check_version(pool)
+        return pool
+    return None

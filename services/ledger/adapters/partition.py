@@ -1,0 +1,231 @@
+"""One usage log as its owner works on it: fetch, admit, commit, over and over.
+
+Owns the log's state in memory and the order of things: batch n+1 is planned
+while batch n commits, and nothing of n+1 is written before n is. Any failure
+ends the run; whoever runs it takes the log over again and starts from the head.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Iterator
+from typing import Any, Final
+
+import structlog
+from opentelemetry import trace
+
+from kernel import telemetry
+from kernel.placement import partition_of_log
+from ledger.adapters import store
+from ledger.adapters.source import Fetched, PartitionSource
+from ledger.adapters.store import Head
+from ledger.domain import batch as batching
+from ledger.domain.batch import MAX_STREAMS_KEPT, Batch, LogState, Record
+from ledger.domain.scan import Scanned, trace_of
+from ledger.domain.streams import StreamState
+
+log = structlog.get_logger()
+_tracer = telemetry.tracer("ledger")
+
+_SLICE: Final = 1_024
+"""Records read without letting other tasks run: a few milliseconds."""
+_MAX_LINKS: Final = 16
+
+
+class PartitionWriter:
+    """The owner of one usage log, for one epoch."""
+
+    def __init__(
+        self,
+        pool: Any,
+        head: Head,
+        source: PartitionSource,
+        lease_ms: int,
+        batch_records: int,
+        committed: Callable[[str], None],
+    ) -> None:
+        self.head = head
+        self.size = head.size
+        self.next_offset = head.next_offset
+        self.high_watermark = head.next_offset
+        self._pool = pool
+        self._source = source
+        self._lease_ms = lease_ms
+        self._batch_records = batch_records
+        self._committed = committed
+        self._commit: asyncio.Task[None] | None = None
+
+    async def run(self, stopped: asyncio.Event) -> None:
+        """Work until stopped. Errors: FencedError, SourceError, BrokenLogError, database.AWAY."""
+        head = self.head
+        topic_id = await self._source.open(head.topic_id)
+        if topic_id != head.topic_id:
+            await store.bind_topic(self._pool, head, topic_id)
+        async with self._pool.acquire() as db:
+            state = LogState(
+                await store.load_tree(db, head), head.next_offset, await store.load_index(db, head)
+            )
+        log.info("owning", log=head.name, epoch=head.epoch, size=head.size, offset=head.next_offset)
+        fetch = asyncio.ensure_future(self._source.fetch(state.next_offset))
+        try:
+            while not stopped.is_set():
+                fetched = await self._next(fetch, stopped)
+                if fetched is None:
+                    break
+                self.high_watermark = fetched.high_watermark
+                # One fetch ahead and no more: a slow database slows the reading.
+                fetch = asyncio.ensure_future(self._source.fetch(fetched.next_offset))
+                for records, next_offset in _parts(fetched, self._batch_records):
+                    await self._take(state, records, next_offset)
+            if self._commit is not None:
+                await self._commit
+        finally:
+            await _end(fetch)
+            if self._commit is not None:
+                await _end(self._commit)
+            await self._source.close()
+
+    async def _next(self, fetch: asyncio.Future[Fetched], stopped: asyncio.Event) -> Fetched | None:
+        """The fetch's result; None when stopped first. A commit that fails meanwhile raises."""
+        stop = asyncio.ensure_future(stopped.wait())
+        try:
+            while True:
+                waits: set[asyncio.Future[Any]] = {fetch, stop}
+                if self._commit is not None and not self._commit.done():
+                    waits.add(self._commit)
+                await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+                if self._commit is not None and self._commit.done():
+                    self._commit.result()
+                    self._commit = None
+                if fetch.done():
+                    return fetch.result()
+                if stop.done():
+                    return None
+        finally:
+            stop.cancel()
+
+    async def _take(self, state: LogState, records: list[Record], next_offset: int) -> None:
+        """Admit records and start their commit, once the commit before it is done."""
+        found: list[Scanned] = []
+        for first in range(0, len(records), _SLICE):
+            found += batching.scan_records(records[first : first + _SLICE])
+            await asyncio.sleep(0)
+        suspects = batching.find_suspects(state.index, found)
+        bodies: dict[bytes, bytes] = {}
+        if suspects.positions:
+            wanted = [at for positions in suspects.positions.values() for at in positions]
+            if max(wanted) >= self.size:
+                await self._settle()
+            async with self._pool.acquire() as db:
+                leaves = await store.leaves_at(db, self.head.log_id, wanted)
+            bodies = batching.known_bodies(suspects, leaves)
+        await self._load_streams(state, found)
+        batch = batching.plan(state, records, found, suspects, bodies, next_offset)
+        await self._settle()
+        self._commit = asyncio.ensure_future(self._write(batch, records, found))
+
+    async def _settle(self) -> None:
+        """Wait for the commit under way."""
+        commit, self._commit = self._commit, None
+        if commit is not None:
+            await commit
+
+    async def _load_streams(self, state: LogState, found: list[Scanned]) -> None:
+        """Have the state of every stream that the records speak of."""
+        streams = state.streams
+        missing = {item.stream_id for item in found if item.stream_id} - streams.keys()
+        if not missing:
+            return
+        if len(streams) + len(missing) > MAX_STREAMS_KEPT:
+            # What is thrown away is read again when it is needed, so it must be written first.
+            await self._settle()
+            keep = {item.stream_id for item in found} & streams.keys()
+            state.streams = streams = {stream_id: streams[stream_id] for stream_id in keep}
+        async with self._pool.acquire() as db:
+            known = await store.load_streams(db, self.head.log_id, missing)
+        for stream_id in missing:
+            streams[stream_id] = known.get(stream_id) or StreamState()
+
+    async def _write(self, batch: Batch, records: list[Record], found: list[Scanned]) -> None:
+        head = self.head
+        with _tracer.start_as_current_span(
+            "ledger.commit", kind=trace.SpanKind.CONSUMER, links=_links(records, found)
+        ) as span:
+            span.set_attribute(telemetry.LOG, head.name)
+            span.set_attribute(telemetry.POSITION, batch.first_position)
+            span.set_attribute("tollbook.entries", batch.entries)
+            async with self._pool.acquire() as db:
+                pin = await store.write_usage(db, head, batch, self._lease_ms)
+                if batch.sealed is not None:
+                    await store.save_run(db, head.log_id, batch.sealed)
+        self.size = batch.size
+        self.next_offset = batch.next_offset
+        self._committed(head.name)
+        log.debug(
+            "committed",
+            log=head.name,
+            first=batch.first_position,
+            size=batch.size,
+            pin=pin,
+            counts=batch.counts,
+        )
+        if batch.exceptions:
+            _say_exceptions(head, batch)
+
+
+def _parts(fetched: Fetched, most: int) -> Iterator[tuple[list[Record], int]]:
+    """Cut what was fetched into batches: records, and the offset that follows them."""
+    records = fetched.records
+    for first in range(0, len(records), most):
+        part = records[first : first + most]
+        is_last = first + most >= len(records)
+        yield part, fetched.next_offset if is_last else part[-1][0] + 1
+    if not records and fetched.next_offset > fetched.from_offset:
+        # Nothing but markers: the head must move past them, or they are read again for ever.
+        yield [], fetched.next_offset
+
+
+def _say_exceptions(head: Head, batch: Batch) -> None:
+    accepted, duplicate, conflict, rejected = batch.counts
+    first = batch.exceptions[0]
+    log.warning(
+        "records kept but not accepted",
+        log=head.name,
+        conflict=conflict,
+        rejected=rejected,
+        accepted=accepted,
+        duplicate=duplicate,
+        first_position=first.position,
+        first_disposition=first.disposition,
+        first_reason=first.reason,
+    )
+
+
+def _links(records: list[Record], found: list[Scanned]) -> list[trace.Link]:
+    """Links to the requests of the first few records: enough to join, bounded for any batch."""
+    links = []
+    for record, item in zip(records[:_MAX_LINKS], found, strict=False):
+        value = record[3]
+        if item.reason or not value:
+            continue
+        parent = telemetry.context_of_ids(*trace_of(value))
+        context = trace.get_current_span(parent).get_span_context()
+        if context.is_valid:
+            links.append(trace.Link(context))
+    return links
+
+
+async def _end(task: asyncio.Future[Any]) -> None:
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        # Whatever it failed with, the failure that ended the run is the one to tell.
+        task.exception()
+
+
+def partition_of(head: Head) -> int:
+    """The partition that feeds a usage log."""
+    partition = partition_of_log(head.name)
+    if partition is None:
+        raise ValueError(f"log {head.name} is not fed by a partition")
+    return partition

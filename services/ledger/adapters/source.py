@@ -1,0 +1,244 @@
+"""A partition of the usage topic as the worker reads it: records from an offset on, in order.
+
+The port between the ledger and Kafka. Owns leaders, retries and limits; what
+cannot be repaired by trying again stops the worker with a SourceError:
+another topic under the same name, an offset that is no longer (or not yet)
+there, records that do not pass their checksum. Never commits an offset that
+anything depends on.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from typing import Any, Final, NamedTuple
+
+import structlog
+from aiokafka.client import AIOKafkaClient
+from aiokafka.errors import KafkaError
+from aiokafka.record.memory_records import MemoryRecords
+
+from ledger.adapters import wire
+from ledger.domain.batch import Record
+
+log = structlog.get_logger()
+
+FETCH_BYTES: Final = 2 * 1024 * 1024
+FETCH_WAIT_MS: Final = 500
+_REQUEST_TIMEOUT_MS: Final = 10_000
+_RETRY_S: Final = (0.05, 0.1, 0.25, 0.5, 1.0)
+
+_NO_ERROR: Final = 0
+_OFFSET_OUT_OF_RANGE: Final = 1
+_CORRUPT_MESSAGE: Final = 2
+_UNKNOWN_TOPIC_OR_PARTITION: Final = 3
+_UNKNOWN_TOPIC_ID: Final = 100
+_INCONSISTENT_TOPIC_ID: Final = 103
+
+
+class SourceError(RuntimeError):
+    """The topic is not what the log was built from; trying again does not help."""
+
+
+class TopicState(NamedTuple):
+    """A topic as the brokers describe it."""
+
+    topic_id: bytes
+    leaders: dict[int, int]
+    """Partition -> node id of its leader (-1: none now)."""
+
+
+class Fetched(NamedTuple):
+    """Records in order of offset, and the offset to go on from."""
+
+    from_offset: int
+    records: list[Record]
+    next_offset: int
+    high_watermark: int
+
+
+class KafkaTopic:
+    """One connection to the brokers, and what they say of the topic."""
+
+    def __init__(self, bootstrap: str, topic: str) -> None:
+        self.topic = topic
+        self._bootstrap = bootstrap.split(",")
+        self._client: Any = None
+
+    async def open(self) -> None:
+        """Connect. Errors: KafkaError while no broker answers."""
+        if self._client is not None:
+            return
+        client = AIOKafkaClient(
+            bootstrap_servers=self._bootstrap,
+            client_id="tollbook-ledger",
+            request_timeout_ms=_REQUEST_TIMEOUT_MS,
+            metadata_max_age_ms=60_000,
+        )
+        client.set_topics([self.topic])
+        try:
+            await client.bootstrap()
+        except BaseException:
+            await client.close()
+            raise
+        self._client = client
+
+    async def close(self) -> None:
+        """Disconnect."""
+        client, self._client = self._client, None
+        if client is not None:
+            with contextlib.suppress(KafkaError, OSError):
+                await client.close()
+
+    async def send(self, node: int, request: Any) -> Any:
+        """Send a request to a broker. Errors: KafkaError."""
+        return await asyncio.wait_for(
+            self._client.send(node, request), _REQUEST_TIMEOUT_MS / 1000 + 1
+        )
+
+    async def describe(self) -> TopicState | None:
+        """The topic, or None when there is none of its name. Errors: KafkaError."""
+        node = self._client.get_random_node()
+        if node is None:
+            raise KafkaError("no broker is known")
+        response = await self.send(node, wire.Metadata(self.topic))
+        for topic in response.topics:
+            error, name, topic_id, _internal, partitions, _operations, _tags = topic
+            if name != self.topic or error == _UNKNOWN_TOPIC_OR_PARTITION:
+                continue
+            if error != _NO_ERROR:
+                raise KafkaError(f"the brokers describe topic {name} with error {error}")
+            return TopicState(topic_id, {part[1]: part[2] for part in partitions})
+        return None
+
+
+class PartitionSource:
+    """Reads one partition. Use: `open`, then `fetch` with growing offsets, then `close`."""
+
+    def __init__(self, bootstrap: str, topic: str, partition: int) -> None:
+        self._kafka = KafkaTopic(bootstrap, topic)
+        self._partition = partition
+        self._topic_id = b""
+        self._leader = -1
+        self._failures = 0
+
+    @property
+    def _name(self) -> str:
+        return f"{self._kafka.topic}/{self._partition}"
+
+    async def open(self, known_topic_id: bytes) -> bytes:
+        """Find the partition; gives the topic's id.
+
+        `known_topic_id` is what the log was built from so far, empty when it
+        is new. Errors: SourceError when the topic is another one.
+        """
+        while True:
+            try:
+                await self._kafka.open()
+                found = await self._kafka.describe()
+            except (KafkaError, OSError, TimeoutError) as error:
+                await self._failed("broker away", error)
+                continue
+            if found is None or self._partition not in found.leaders:
+                await self._failed("partition not there", None)
+                continue
+            self._check_topic(known_topic_id, found.topic_id)
+            self._topic_id = found.topic_id
+            self._leader = found.leaders[self._partition]
+            if self._leader < 0:
+                await self._failed("partition has no leader", None)
+                continue
+            self._failures = 0
+            return found.topic_id
+
+    def _check_topic(self, known: bytes, found: bytes) -> None:
+        if known and known != found:
+            raise SourceError(
+                f"topic {self._kafka.topic} was made again: the log was built from topic id"
+                f" {known.hex()}, the topic now has id {found.hex()}. Nothing was read from it."
+                " Bring the old topic back, or give the usage a topic of another name and new logs"
+            )
+
+    async def close(self) -> None:
+        """Disconnect."""
+        await self._kafka.close()
+
+    async def _failed(self, what: str, error: BaseException | None) -> None:
+        """Say it once, wait a little, and connect anew."""
+        if self._failures == 0:
+            log.warning(what, partition=self._name, error=repr(error) if error else "")
+        delay_s = _RETRY_S[min(self._failures, len(_RETRY_S) - 1)]
+        self._failures += 1
+        await self._kafka.close()
+        await asyncio.sleep(delay_s)
+
+    async def fetch(self, offset: int) -> Fetched:
+        """Records from `offset` on; none when none came within half a second.
+
+        Errors: SourceError.
+        """
+        while True:
+            try:
+                response = await self._kafka.send(
+                    self._leader,
+                    wire.Fetch(self._topic_id, self._partition, offset, FETCH_WAIT_MS, FETCH_BYTES),
+                )
+            except (KafkaError, OSError, TimeoutError) as error:
+                await self._failed("broker away", error)
+                await self.open(self._topic_id)
+                continue
+            code, part = _the_partition(response)
+            if code == _NO_ERROR and part is not None:
+                self._failures = 0
+                return self._decode(offset, part)
+            await self._refuse_or_retry(code, offset, part)
+
+    async def _refuse_or_retry(self, code: int, offset: int, part: Any) -> None:
+        if code == _OFFSET_OUT_OF_RANGE:
+            first, end = (part[4], part[2]) if part is not None else (-1, -1)
+            raise SourceError(
+                f"{self._name}: offset {offset} is wanted next, but the partition holds"
+                f" [{first}, {end}): records were deleted before they were read, or the partition"
+                " was truncated. Nothing was skipped; restore the records or rebuild the log"
+            )
+        if code == _CORRUPT_MESSAGE:
+            raise SourceError(f"{self._name}: the broker says its records at {offset} are corrupt")
+        # Leader moved, broker starting, topic being deleted: ask anew, which also checks the id.
+        await self._failed(f"fetch error {code}", None)
+        await self.open(self._topic_id)
+
+    def _decode(self, offset: int, part: Any) -> Fetched:
+        high_watermark, data = part[2], part[7]
+        records: list[Record] = []
+        next_offset = offset
+        batches = MemoryRecords(data or b"")
+        while batches.has_next():
+            batch = batches.next_batch()
+            if batch is None:
+                break
+            if not batch.validate_crc():
+                raise SourceError(
+                    f"{self._name}: records from offset {next_offset} on fail their checksum"
+                )
+            if not batch.is_control_batch:
+                records.extend(
+                    [
+                        (record.offset, record.timestamp or 0, record.key, record.value)
+                        for record in batch
+                    ]
+                )
+            next_offset = batch.next_offset
+        if records and records[0][0] < offset:
+            # The first batch may begin before the offset that was asked for.
+            records = [record for record in records if record[0] >= offset]
+        return Fetched(offset, records, max(next_offset, offset), high_watermark)
+
+
+def _the_partition(response: Any) -> tuple[int, Any]:
+    """(error code, partition) of a response about one partition."""
+    if response.error_code != _NO_ERROR:
+        return response.error_code, None
+    for _topic_id, partitions, _tags in response.topics:
+        for part in partitions:
+            return part[1], part
+    return _UNKNOWN_TOPIC_ID, None

@@ -1,0 +1,204 @@
+"""Which worker owns which usage log: leases, fair shares, take-over of the dead one's.
+
+Owns the rows of table `worker` and the owners in `log_head`. A worker that
+lives says so every third of a lease; its share is what an even split among
+the living gives it. It gives up what is beyond its share and takes over what
+nobody holds. Correctness never rests on a lease: the fence in each batch does
+that; a lease only says when to try.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import uuid
+from typing import Any, Final
+
+import structlog
+from aiokafka.errors import KafkaError
+
+from kernel.placement import usage_log
+from ledger.adapters import database, store
+from ledger.adapters.notify import Notifier
+from ledger.adapters.partition import PartitionWriter, partition_of
+from ledger.adapters.source import KafkaTopic, PartitionSource
+from ledger.adapters.store import FencedError
+
+log = structlog.get_logger()
+
+_TICK_S: Final = 0.5
+_FORGET_WORKERS: Final = "DELETE FROM worker WHERE lease_until < now() - interval '1 hour'"
+_TOPIC_CHECK_TICKS: Final = 20
+
+
+class Workforce:
+    """This worker among the others."""
+
+    def __init__(
+        self,
+        pool: Any,
+        bootstrap: str,
+        topic: str,
+        partitions: int,
+        lease_ms: int,
+        batch_records: int,
+    ) -> None:
+        self.worker_id = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+        self._pool = pool
+        self._bootstrap = bootstrap
+        self._topic = topic
+        self._partitions = partitions
+        self._lease_ms = lease_ms
+        self._batch_records = batch_records
+        self._notifier = Notifier(pool)
+        self._kafka = KafkaTopic(bootstrap, topic)
+        self._logs: dict[int, str] = {}
+        self._writers: dict[int, tuple[PartitionWriter, asyncio.Task[None], asyncio.Event]] = {}
+
+    async def run(self, stopped: asyncio.Event, on_ready: Any) -> None:
+        """Work until stopped. Errors: SourceError, BrokenLogError: a person must look."""
+        self._notifier.start()
+        tick = 0
+        try:
+            while not stopped.is_set():
+                self._raise_fatal()
+                try:
+                    if tick % _TOPIC_CHECK_TICKS == 0 or not self._logs:
+                        await self._see_partitions()
+                    await self._tick()
+                    await on_ready(True)
+                    tick += 1
+                except database.AWAY as error:
+                    log.warning("database away", error=repr(error))
+                    await on_ready(False)
+                await self._pause(stopped)
+        finally:
+            await self._leave()
+
+    async def _pause(self, stopped: asyncio.Event) -> None:
+        """Until the next tick, a stop, or the end of a writer."""
+        waits = [asyncio.ensure_future(stopped.wait())]
+        tasks = [task for _, task, _ in self._writers.values()]
+        await asyncio.wait([*waits, *tasks], timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+        waits[0].cancel()
+
+    async def _see_partitions(self) -> None:
+        """Open a log for every partition there is; more may come while we run."""
+        count = self._partitions
+        try:
+            await self._kafka.open()
+            found = await self._kafka.describe()
+            if found is not None:
+                count = len(found.leaders)
+        except (KafkaError, OSError, TimeoutError):
+            # The writers say so; until the brokers answer, the settings tell how many there are.
+            await self._kafka.close()
+        for partition in range(count):
+            name = usage_log(partition)
+            if name not in self._logs.values():
+                self._logs[await store.open_log(self._pool, name)] = name
+
+    async def _tick(self) -> None:
+        self._reap()
+        async with self._pool.acquire() as db:
+            await db.execute(
+                "INSERT INTO worker VALUES ($1, now() + $2::bigint * interval '1 millisecond')"
+                " ON CONFLICT (worker_id) DO UPDATE SET lease_until = excluded.lease_until",
+                self.worker_id,
+                self._lease_ms,
+            )
+            await db.execute(_FORGET_WORKERS)
+            await db.execute(
+                "UPDATE log_head SET lease_until = now() + $2::bigint * interval '1 millisecond'"
+                " WHERE owner = $1 AND log_id = ANY($3::int[])",
+                self.worker_id,
+                self._lease_ms,
+                list(self._writers),
+            )
+            living = [
+                row["worker_id"]
+                for row in await db.fetch(
+                    "SELECT worker_id FROM worker WHERE lease_until > now() ORDER BY worker_id"
+                )
+            ]
+            share = fair_share(len(self._logs), living, self.worker_id)
+            await self._give_up(db, len(self._writers) - share)
+            await self._take(db, share - len(self._writers))
+
+    async def _give_up(self, db: Any, count: int) -> None:
+        for log_id in sorted(self._writers, reverse=True)[: max(count, 0)]:
+            writer, task, stop = self._writers.pop(log_id)
+            stop.set()
+            await asyncio.wait([task])
+            await store.release(db, log_id, writer.head.epoch)
+            log.info("gave up", log=writer.head.name, size=writer.size)
+            self._raise_of(task)
+
+    async def _take(self, db: Any, count: int) -> None:
+        if count <= 0:
+            return
+        free = await db.fetch(
+            "SELECT log_id FROM log_head WHERE log_id = ANY($1::int[])"
+            " AND (owner IN ('', $2) OR lease_until < now()) ORDER BY log_id",
+            [log_id for log_id in self._logs if log_id not in self._writers],
+            self.worker_id,
+        )
+        for row in free[:count]:
+            head = await store.take_over(db, row["log_id"], self.worker_id, self._lease_ms)
+            if head is None:
+                continue
+            writer = PartitionWriter(
+                self._pool,
+                head,
+                PartitionSource(self._bootstrap, self._topic, partition_of(head)),
+                self._lease_ms,
+                self._batch_records,
+                self._notifier.grew,
+            )
+            stop = asyncio.Event()
+            self._writers[head.log_id] = (writer, asyncio.create_task(writer.run(stop)), stop)
+
+    def _reap(self) -> None:
+        """Forget writers that ended; those that may come back are taken over anew."""
+        for log_id, (writer, task, _) in list(self._writers.items()):
+            if not task.done():
+                continue
+            self._raise_of(task)
+            del self._writers[log_id]
+            error = task.exception()
+            log.warning("lost", log=writer.head.name, epoch=writer.head.epoch, error=repr(error))
+
+    def _raise_fatal(self) -> None:
+        for _, task, _ in self._writers.values():
+            if task.done():
+                self._raise_of(task)
+
+    @staticmethod
+    def _raise_of(task: asyncio.Task[None]) -> None:
+        """Raise what a writer failed with, unless trying again may help."""
+        error = task.exception()
+        if error is not None and not isinstance(error, (FencedError, *database.AWAY)):
+            raise error
+
+    async def _leave(self) -> None:
+        """Finish what is under way and give everything up."""
+        for _, _, stop in self._writers.values():
+            stop.set()
+        if self._writers:
+            await asyncio.wait([task for _, task, _ in self._writers.values()])
+        try:
+            for log_id, (writer, _, _) in self._writers.items():
+                await store.release(self._pool, log_id, writer.head.epoch)
+            await self._pool.execute("DELETE FROM worker WHERE worker_id = $1", self.worker_id)
+        except database.AWAY as error:
+            log.warning("left without saying so", error=repr(error))
+        await self._notifier.stop()
+        await self._kafka.close()
+
+
+def fair_share(logs: int, living: list[str], worker_id: str) -> int:
+    """How many logs a worker owns when all are split evenly among the living."""
+    if worker_id not in living:
+        return 0
+    least, rest = divmod(logs, len(living))
+    return least + (1 if sorted(living).index(worker_id) < rest else 0)

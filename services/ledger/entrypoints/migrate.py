@@ -1,0 +1,31 @@
+"""`python -m ledger.entrypoints.migrate`: role and schema, brought up to date once."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+
+import asyncpg
+import structlog
+
+from kernel import settings, telemetry
+from ledger.adapters import migrate
+from ledger.settings import MigrateSettings
+
+log = structlog.get_logger()
+
+
+def main() -> None:
+    """Migrate; status 1 with one line when it cannot."""
+    config = settings.load(MigrateSettings)
+    telemetry.configure("ledger-migrate", config.log_level)
+    try:
+        version = asyncio.run(migrate.migrate(config.postgres, config.ledger_db_password))
+    except (OSError, TimeoutError, asyncpg.PostgresError, migrate.MigrationError) as error:
+        sys.stderr.write(f"ledger.migrate: {error}\n")
+        raise SystemExit(1) from None
+    log.info("migrated", schema=migrate.SCHEMA, version=version)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,93 @@
+"""`python -m ledger.entrypoints.server`: LedgerService over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import uuid
+from typing import Final
+
+import asyncpg
+import structlog
+import uvloop
+
+from kernel import errors, grpcs, settings, telemetry
+from kernel.clock import SystemClock
+from kernel.placement import CONTROL_LOG, CUT_LOG
+from ledger.adapters import database
+from ledger.adapters.answers import LedgerAnswers
+from ledger.adapters.appender import Appender
+from ledger.adapters.feed import Feed
+from ledger.adapters.migrate import MigrationError
+from ledger.adapters.notify import Notifier
+from ledger.adapters.store import BrokenLogError
+from ledger.settings import ServerSettings
+from tollbook.ledger.v1 import ledger_pb2_grpc
+
+log = structlog.get_logger()
+_POOL: Final = 12
+_NAMES: Final = ("tollbook.ledger.v1.LedgerService",)
+
+
+async def serve(config: ServerSettings) -> None:
+    """Serve until SIGTERM."""
+    stopped = grpcs.stop_event()
+    door = grpcs.Server("ledger", config.ledger_address, _NAMES)
+    pool = await database.open_pool(config.ledger_postgres, _POOL, stopped)
+    if pool is None:
+        return
+    feed = Feed(pool, config.ledger_postgres)
+    notifier = Notifier(pool)
+    owner = f"server-{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    clock = SystemClock()
+    appenders = {
+        name: Appender(pool, name, owner, clock, notifier.grew) for name in (CONTROL_LOG, CUT_LOG)
+    }
+    ledger_pb2_grpc.add_LedgerServiceServicer_to_server(
+        LedgerAnswers(pool, feed, appenders, config.origin), door.grpc
+    )
+    try:
+        await door.start()
+        await feed.start()
+        notifier.start()
+        for appender in appenders.values():
+            appender.start()
+        await door.set_ready(True)
+        background = [feed.task, *(appender.task for appender in appenders.values())]
+        waiter = asyncio.ensure_future(stopped.wait())
+        # A background task ends only by an error that must not go unseen.
+        await asyncio.wait([waiter, *background], return_when=asyncio.FIRST_COMPLETED)
+        waiter.cancel()
+        for task in background:
+            if task.done():
+                task.result()
+    finally:
+        await door.stop()
+        for appender in appenders.values():
+            await appender.stop()
+        await feed.stop()
+        await notifier.stop()
+        pool.terminate()
+
+
+def main() -> None:
+    """Start the server; status 1 with one line when it must not go on."""
+    config = settings.load(ServerSettings)
+    telemetry.configure("ledger", config.log_level)
+    try:
+        uvloop.run(serve(config))
+    except (
+        MigrationError,
+        BrokenLogError,
+        errors.TollbookError,
+        asyncpg.PostgresError,
+        OSError,
+    ) as error:
+        log.error("server stopped", error=str(error))
+        sys.stderr.write(f"ledger.server: {error}\n")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""`python -m ledger.entrypoints.signer`: signs checkpoints, with a key and a memory of its own."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+from typing import Any, Final
+
+import asyncpg
+import structlog
+import uvloop
+
+from kernel import errors, grpcs, settings, telemetry
+from ledger.adapters import database, keys
+from ledger.adapters.migrate import MigrationError
+from ledger.adapters.notify import CHANNEL
+from ledger.adapters.signing import LogSigner, Memory, MemoryFileError
+from ledger.settings import SignerSettings
+
+log = structlog.get_logger()
+_POLL_S: Final = 0.25
+_LEAST_PAUSE_S: Final = 0.02
+_REFUSED_PAUSE_S: Final = 5.0
+_MEMORY_FILE: Final = "signer/signed.json"
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return
+
+
+async def _follow(
+    config: SignerSettings, memory: Memory, stopped: asyncio.Event, door: grpcs.Server, db: Any
+) -> None:
+    """Sign whatever grows, over one connection."""
+    key = keys.read_signer(config.signer_key)
+    signer = LogSigner(db, key, config.origin, memory)
+    grew = asyncio.Event()
+    await db.add_listener(CHANNEL, lambda *_: grew.set())
+    while not stopped.is_set():
+        grew.clear()
+        signed, refused = await signer.sign_grown()
+        if signed:
+            await db.execute(f"NOTIFY {CHANNEL}")
+        await door.set_ready(not refused)
+        for problem in refused:
+            log.error("NOT SIGNED", problem=problem)
+        if refused:
+            await _wait(stopped, _REFUSED_PAUSE_S)
+            continue
+        # Many small commits share a signature; a single one waits no longer than this.
+        await _wait(stopped, _LEAST_PAUSE_S)
+        if not stopped.is_set():
+            await _wait(grew, _POLL_S)
+
+
+async def sign(config: SignerSettings) -> None:
+    """Sign until SIGTERM."""
+    stopped = grpcs.stop_event()
+    door = grpcs.Server("ledger-signer", config.health_address)
+    memory = Memory(Path(config.home) / _MEMORY_FILE)
+    keys.read_signer(config.signer_key)
+    await door.start()
+    try:
+        pool = await database.open_pool(config.ledger_postgres, 1, stopped)
+        if pool is None:
+            return
+        pool.terminate()
+        while not stopped.is_set():
+            try:
+                db = await database.connect(config.ledger_postgres)
+                try:
+                    await _follow(config, memory, stopped, door, db)
+                finally:
+                    db.terminate()
+            except database.AWAY as error:
+                log.warning("database away", error=repr(error))
+                await door.set_ready(False)
+                await _wait(stopped, _POLL_S)
+    finally:
+        await door.stop(drain_ms=0)
+
+
+def main() -> None:
+    """Start the signer; status 1 with one line when it must not go on."""
+    config = settings.load(SignerSettings)
+    telemetry.configure("ledger-signer", config.log_level)
+    try:
+        uvloop.run(sign(config))
+    except (
+        MigrationError,
+        MemoryFileError,
+        keys.KeyFileError,
+        errors.TollbookError,
+        asyncpg.PostgresError,
+        OSError,
+    ) as error:
+        log.error("signer stopped", error=str(error))
+        sys.stderr.write(f"ledger.signer: {error}\n")
+        raise SystemExit(1) from None
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The ledger's settings: the environment, read once at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from kernel.settings import ServiceSettings
+
+
+class MigrateSettings(ServiceSettings):
+    """What the migration needs."""
+
+    postgres: str = Field(min_length=1, description="DSN of a role that may create roles")
+    ledger_db_password: str = Field(min_length=1, description="password of tollbook_ledger")
+
+
+class KeySettings(ServiceSettings):
+    """Where the signer's key and the public keys are."""
+
+    signer_key: Path = Field(description="file of the C2SP signer key, mode 0600")
+    verifier_keys: Path = Field(description="file of the C2SP verifier keys, one log a line")
+
+
+class DatabaseSettings(ServiceSettings):
+    """What every running process of the ledger needs."""
+
+    ledger_postgres: str = Field(min_length=1, description="DSN of the role tollbook_ledger")
+
+
+class ServerSettings(DatabaseSettings):
+    """What the server needs."""
+
+    ledger_address: str = Field(min_length=3, description="host:port to listen on")
+
+
+class WorkerSettings(DatabaseSettings):
+    """What a worker needs."""
+
+    kafka: str = Field(min_length=3, description="bootstrap servers, host:port,host:port")
+    health_address: str = Field(min_length=3, description="host:port of its health service")
+    ledger_lease_ms: int = Field(
+        default=3_000, ge=500, le=60_000, description="how long a silent worker keeps its logs"
+    )
+    ledger_batch_records: int = Field(
+        default=8_192, ge=1, le=100_000, description="records of one transaction at the most"
+    )
+
+
+class SignerSettings(DatabaseSettings, KeySettings):
+    """What the signer needs."""
+
+    health_address: str = Field(min_length=3, description="host:port of its health service")

@@ -1,0 +1,197 @@
+"""InferenceService over gRPC: who calls, which request, and how it is told."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Mapping
+from typing import Any, Final, cast
+
+import grpc.aio
+
+from inference.adapters.keys import Keys
+from inference.app.books import Books
+from inference.app.generation import Reader
+from inference.app.requests import Answer, Requests, Served, answer_of
+from inference.domain.outcome import End
+from kernel import errors, grpcs
+from tollbook.inference.v1 import inference_pb2 as inference
+from tollbook.inference.v1 import inference_pb2_grpc
+
+USAGE_TRAILER: Final = "tollbook-usage-bin"
+
+Context = grpc.aio.ServicerContext[Any, Any]
+
+
+class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
+    """The four methods. A call that is cancelled leaves its request, which goes on to
+    its settlement by itself.
+    """
+
+    def __init__(
+        self,
+        requests: Requests,
+        keys: Keys,
+        books: Books,
+        served: Mapping[str, Served],
+        context_tokens: int,
+    ) -> None:
+        self._requests = requests
+        self._keys = keys
+        self._books = books
+        self._served = served
+        self._context_tokens = context_tokens
+
+    async def Generate(  # noqa: N802
+        self, request: inference.GenerateRequest, context: Context
+    ) -> AsyncIterator[inference.GenerateResponse]:
+        """Stream a generation."""
+        caller = await self._keys.resolve(_authorization(context))
+        found = self._requests.find(caller, request.spec)
+        if not isinstance(found, Reader):
+            answer = answer_of(found)
+            for message in _messages_of(answer):
+                yield message
+            await self._end(context, answer.failure, answer.summary)
+            return
+        visit = _Visit(found, context)
+        try:
+            async for message in found.stream():
+                yield message
+        except errors.TollbookError as error:
+            await self._end(context, error, found.summary)
+        finally:
+            visit.end()
+        await self._end(context, None, found.summary)
+
+    async def GenerateOnce(  # noqa: N802
+        self, request: inference.GenerateOnceRequest, context: Context
+    ) -> inference.GenerateOnceResponse:
+        """Generate and answer once."""
+        caller = await self._keys.resolve(_authorization(context))
+        found = self._requests.find(caller, request.spec)
+        if not isinstance(found, Reader):
+            answer = answer_of(found)
+            await self._end(context, answer.failure, answer.summary)
+            return inference.GenerateOnceResponse(
+                request_id=answer.request_id,
+                choices=answer.choices,
+                usage=answer.summary,
+                replayed=True,
+            )
+        visit = _Visit(found, context)
+        try:
+            response = await found.whole()
+        except errors.TollbookError as error:
+            await self._end(context, error, found.summary)
+            raise
+        finally:
+            visit.end()
+        await self._end(context, None, found.summary)
+        return response
+
+    async def ListModels(  # noqa: N802
+        self, _request: inference.ListModelsRequest, context: Context
+    ) -> inference.ListModelsResponse:
+        """What is served."""
+        await self._keys.resolve(_authorization(context))
+        return inference.ListModelsResponse(
+            models=[
+                inference.Model(
+                    name=name,
+                    base_model=served.target.base_name,
+                    adapter=served.target.adapter,
+                    context_tokens=self._context_tokens,
+                    provenance=served.provenance,
+                )
+                for name, served in sorted(self._served.items())
+            ]
+        )
+
+    async def GetConservation(  # noqa: N802
+        self, _request: inference.GetConservationRequest, context: Context
+    ) -> inference.GetConservationResponse:
+        """Every engine's account."""
+        await self._keys.resolve(_authorization(context))
+        return await self._books.conservation()
+
+    @staticmethod
+    async def _end(
+        context: Context,
+        error: errors.TollbookError | None,
+        summary: inference.UsageSummary | None,
+    ) -> None:
+        """Put the usage into the trailing metadata, and abort when there is an error."""
+        trailing = ((USAGE_TRAILER, summary.SerializeToString()),) if summary is not None else ()
+        if error is not None:
+            await grpcs.abort(context, error, trailing)
+        if trailing:
+            context.set_trailing_metadata(trailing)
+
+
+class _Visit:
+    """A caller's stay at a request. Ends when the call does, whatever ends it: the
+    handler's own end, or gRPC's word that the call is over while the handler
+    waits for a slow reader.
+    """
+
+    def __init__(self, reader: Reader, context: Context) -> None:
+        self._reader = reader
+        # None when the caller set no deadline, whatever the stub says.
+        remaining_s: float | None = context.time_remaining()
+        loop = asyncio.get_running_loop()
+        self._loop = loop
+        self._deadline_s = loop.time() + remaining_s if remaining_s else None
+        context.add_done_callback(cast(Any, self._over))
+
+    def _over(self, *_: object) -> None:
+        self.end()
+
+    def end(self) -> None:
+        """The caller is gone: at its deadline, or before."""
+        # gRPC's timer and this clock may differ by a few milliseconds.
+        late = self._deadline_s is not None and self._loop.time() >= self._deadline_s - 0.02
+        self._reader.leave(End.DEADLINE if late else End.CALLER_LEFT)
+
+
+def _authorization(context: Context) -> str | None:
+    for name, value in context.invocation_metadata() or ():
+        if name == "authorization":
+            return value if isinstance(value, str) else value.decode("utf-8", "replace")
+    return None
+
+
+def _messages_of(answer: Answer) -> list[inference.GenerateResponse]:
+    """A settled answer as a stream."""
+    messages = [
+        inference.GenerateResponse(
+            started=inference.Started(
+                request_id=answer.request_id,
+                prompt_tokens=answer.prompt_tokens,
+                replayed=True,
+            )
+        )
+    ]
+    for choice in answer.choices:
+        if choice.token_ids or choice.text:
+            messages.append(
+                inference.GenerateResponse(
+                    delta=inference.Delta(
+                        choice=choice.index,
+                        text=choice.text,
+                        token_ids=choice.token_ids,
+                        cumulative_tokens=len(choice.token_ids),
+                    )
+                )
+            )
+        messages.append(
+            inference.GenerateResponse(
+                finished=inference.Finished(
+                    choice=choice.index,
+                    finish_reason=choice.finish_reason,
+                    output_tokens=len(choice.token_ids),
+                )
+            )
+        )
+    if answer.failure is None:
+        messages.append(inference.GenerateResponse(usage=answer.summary))
+    return messages

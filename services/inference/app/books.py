@@ -1,0 +1,135 @@
+"""The running engine's account: its counters beside what was settled, all the time."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Final
+
+import structlog
+
+from inference.adapters.spool import Spool
+from inference.app.streams import Streams
+from inference.domain.conservation import EngineBook
+from inference.domain.journal import count_of
+from inference.domain.records import EngineCount, Noted
+from inference.engine import Engine
+from kernel.clock import Clock
+from tollbook.inference.v1 import inference_pb2 as inference
+
+log = structlog.get_logger()
+
+# Counters and events reach this process in the same loop turn, not in the same
+# instant: a figure that does not agree is looked at again until this long after.
+SETTLE_MS: Final = 2_000
+READ_EVERY_MS: Final = 1_000
+READ_BUSY_EVERY_MS: Final = 10_000
+
+
+class Books:
+    """The engine of this process, and those before it in the spool's journal."""
+
+    def __init__(
+        self,
+        spool: Spool,
+        streams: Streams,
+        engine: Engine,
+        engine_id: str,
+        clock: Clock,
+    ) -> None:
+        self._spool = spool
+        self._streams = streams
+        self._engine = engine
+        self._engine_id = engine_id
+        self._clock = clock
+        # Set once the registry is there: (requests, their output tokens so far).
+        self.in_flight: Callable[[], tuple[int, int]] = lambda: (0, 0)
+        self._noted: EngineCount | None = None
+        self._published: EngineCount | None = None
+
+    @property
+    def book(self) -> EngineBook:
+        """This engine's book."""
+        return self._spool.journal.engines[self._engine_id]
+
+    def discard(self, kind: int, tokens: int) -> None:
+        """Itemise waste of this engine."""
+        self.book.discard(kind, tokens)
+
+    def count(self) -> EngineCount:
+        """Read the engine's counters into the book."""
+        counters = self._engine.counters()
+        self.book.count(counters.generation_tokens, counters.prompt_tokens)
+        return count_of(self.book)
+
+    def changed_count(self) -> EngineCount | None:
+        """The count for the spool, when it changed since the last."""
+        count = self.count()
+        if count == self._noted:
+            return None
+        self._noted = count
+        return count
+
+    def residual(self) -> int:
+        """Of this engine, now."""
+        self.count()
+        return self.book.residual(self.in_flight()[1])
+
+    async def settled_residual(self) -> int:
+        """The residual once counters and events had time to meet; 0, or an alarm."""
+        deadline = self._clock.monotonic_ms() + SETTLE_MS
+        pause_s = 0.0
+        while (residual := self.residual()) and self._clock.monotonic_ms() < deadline:
+            await asyncio.sleep(pause_s)
+            pause_s = min(pause_s + 0.001, 0.02)
+        return residual
+
+    async def conservation(self) -> inference.GetConservationResponse:
+        """Every engine's account. The running one's figures are of one instant."""
+        residual = await self.settled_residual()
+        requests, tokens = self.in_flight()
+        now_us = self._clock.now_us()
+        response = inference.GetConservationResponse(
+            spool_backlog=len(self._spool.journal.outbox), in_flight=requests
+        )
+        for book in self._spool.journal.engines.values():
+            own = book.engine_id == self._engine_id
+            response.engines.add(
+                reading=book.reading(now_us),
+                settled_tokens=book.settled_tokens,
+                in_flight_tokens=tokens if own else 0,
+                residual_tokens=residual if own else book.residual(),
+            )
+        return response
+
+    def publish(self) -> None:
+        """Append the reading to the spool, for the log."""
+        count = self.count()
+        reading = self._streams.engine_reading(self.book.reading(self._clock.now_us()))
+        self._spool.append(Noted(count, reading))
+        self._noted = self._published = count
+
+    async def publish_for_ever(self) -> None:
+        """Publish changed counters: soon when nothing is in flight, else now and then."""
+        last_ms = self._clock.monotonic_ms()
+        while True:
+            await asyncio.sleep(READ_EVERY_MS / 1000)
+            if self.count() == self._published:
+                continue
+            idle = self.in_flight()[0] == 0
+            if idle or self._clock.monotonic_ms() - last_ms >= READ_BUSY_EVERY_MS:
+                residual = await self.settled_residual()
+                if residual:
+                    log.error("tokens are not conserved", residual=residual)
+                self.publish()
+                last_ms = self._clock.monotonic_ms()
+
+    def publish_final(self, lost: bool) -> None:
+        """The last reading, when every request is settled; `lost`: the engine died."""
+        self.count()
+        if lost:
+            self.book.close_lost()
+        elif residual := self.book.residual():
+            log.error("tokens are not conserved", residual=residual)
+        self.book.final = True
+        self.publish()

@@ -1,0 +1,230 @@
+"""All requests under way, and the answers to those that are settled.
+
+Owns idempotence: one (account, request id) is one run of the engine and one
+event, whoever sends it, however often, also at once and after a restart.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import hmac
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import structlog
+
+from inference import engine as port
+from inference.app.generation import Caller, Generation, Order, Reader, World
+from inference.domain.event import body_digest, summary_of
+from inference.domain.outcome import End
+from inference.domain.records import Settled
+from kernel import errors
+from kernel.ids import new_id
+from tollbook.inference.v1 import inference_pb2 as inference
+from tollbook.usage.v1 import usage_pb2 as usage
+
+log = structlog.get_logger()
+
+# Callers that may listen to one request.
+MAX_READERS: Final = 64
+# How long an aborted request may take to settle at a shutdown.
+ABORT_MS: Final = 5_000
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """A name to ask for, and what serves it."""
+
+    target: port.Target
+    provenance: usage.Provenance
+
+
+class Requests:
+    """The registry. Everything runs on one event loop, and finding a request and
+    entering it are one step: two that come at once cannot both be the first.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        salt_key: bytes,
+        max_requests: int,
+    ) -> None:
+        self._world = world
+        self._served: Mapping[str, Served] = {}
+        self._salt_key = salt_key
+        self._max_requests = max_requests
+        self._live: dict[tuple[str, str], Generation] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed: errors.Unavailable | None = errors.Unavailable(
+            "the engine is starting", reason="STARTING", retry_after_ms=2_000
+        )
+        # Set by a generation that broke: the process cannot vouch for its counts any more.
+        self.broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
+
+    def admit(self, served: Mapping[str, Served]) -> None:
+        """Take requests for these models from now on."""
+        self._served = served
+        self._closed = None
+
+    def close(self, reason: errors.Unavailable) -> None:
+        """Take no new requests; answers to settled ones are still given."""
+        self._closed = reason
+
+    def in_flight(self) -> tuple[int, int]:
+        """(requests not settled, their output tokens so far)."""
+        return len(self._live), sum(live.output_tokens for live in self._live.values())
+
+    def find(self, caller: Caller, spec: inference.GenerationSpec) -> Reader | Settled:
+        """Attach to the request, give its settled answer, or begin it.
+
+        Errors: NotFound (model), AlreadyExists (other body), Unavailable.
+        """
+        digest = body_digest(spec)
+        request_id = spec.request_id or new_id("req")
+        key = (caller.account_id, request_id)
+        if (live := self._live.get(key)) is not None:
+            _same_body(request_id, digest, live.order.body_digest)
+            return self._attach(live)
+        if (replay := self._world.spool.journal.replays.get(key)) is not None:
+            _same_body(request_id, digest, replay.body_digest)
+            return self._settled(key)
+        served = self._served.get(spec.model)
+        if served is None:
+            raise errors.NotFound(
+                f"no model {spec.model!r}; served are {', '.join(sorted(self._served))}",
+                reason="UNKNOWN_MODEL",
+                metadata={"model": spec.model[:256]},
+            )
+        if self._closed is not None:
+            raise self._closed
+        if len(self._live) >= self._max_requests:
+            raise errors.Unavailable(
+                f"{self._max_requests} requests are under way", reason="QUEUE_FULL"
+            )
+        return self._begin(key, caller, spec, digest, served)
+
+    def _begin(
+        self,
+        key: tuple[str, str],
+        caller: Caller,
+        spec: inference.GenerationSpec,
+        digest: bytes,
+        served: Served,
+    ) -> Reader:
+        order = Order(
+            caller=caller,
+            request_id=key[1],
+            spec=spec,
+            body_digest=digest,
+            target=served.target,
+            provenance=served.provenance,
+            cache_salt=self._salt_of(caller.account_id),
+        )
+        generation = Generation(self._world, order)
+        reader = generation.reader()
+        self._live[key] = generation
+        task = asyncio.create_task(self._run(key, generation), name=f"generation {key[1]}")
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return reader
+
+    async def _run(self, key: tuple[str, str], generation: Generation) -> None:
+        try:
+            await generation.run()
+        except Exception as error:
+            # Without its settlement the count is wrong until the spool is read again.
+            log.exception("a request broke", request=key[1])
+            if not self.broken.done():
+                self.broken.set_result(error)
+        finally:
+            del self._live[key]
+
+    def _attach(self, live: Generation) -> Reader:
+        if live.readers >= MAX_READERS:
+            raise errors.Unavailable(
+                f"{MAX_READERS} callers listen to this request", reason="TOO_MANY_READERS"
+            )
+        return live.reader()
+
+    def _settled(self, key: tuple[str, str]) -> Settled:
+        record = self._world.spool.read(self._world.spool.journal.replays[key].ref)
+        if not isinstance(record, Settled) or (record.account_id, record.request_id) != key:
+            raise errors.Internal("the settled answer cannot be read", reason="SPOOL_CHANGED")
+        return record
+
+    def _salt_of(self, account_id: str) -> str:
+        """Keeps one account's cached prefixes from being felt by another (CVE-2025-46570)."""
+        return hmac.new(self._salt_key, account_id.encode(), hashlib.sha256).hexdigest()
+
+    async def drain(self, timeout_ms: int) -> None:
+        """Wait for the requests under way; after `timeout_ms` end them, counted."""
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=timeout_ms / 1000)
+        for live in tuple(self._live.values()):
+            live.stop(End.DRAINED)
+        if self._tasks:
+            await asyncio.wait(tuple(self._tasks), timeout=ABORT_MS / 1000)
+        if self._live:
+            log.error("requests could not be settled; the next start will", count=len(self._live))
+
+    async def settled(self) -> None:
+        """Return when nothing is under way."""
+        while self._tasks:
+            await asyncio.wait(tuple(self._tasks))
+
+
+def _same_body(request_id: str, digest: bytes, earlier: bytes) -> None:
+    if digest != earlier:
+        raise errors.AlreadyExists(
+            f"request id {request_id!r} was used for another body; use a new id",
+            reason="REQUEST_ID_REUSED",
+            metadata={"request_id": request_id},
+        )
+
+
+_FAILED: Final = frozenset(
+    {
+        usage.OUTCOME_ENGINE_LOST,
+        usage.OUTCOME_ERROR_BEFORE_FIRST_TOKEN,
+        usage.OUTCOME_ERROR_MID_STREAM,
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A settled request's answer, as its first caller got it."""
+
+    request_id: str
+    prompt_tokens: int
+    choices: tuple[inference.Choice, ...]
+    summary: inference.UsageSummary
+    failure: errors.TollbookError | None
+
+
+def answer_of(record: Settled) -> Answer:
+    """Read a settled record back."""
+    event = usage.UsageEvent.FromString(record.event)
+    summary = summary_of(event, record.log)
+    failure = (
+        errors.Internal(
+            "this request failed and is settled; send a new one under a new id",
+            reason="SETTLED_WITH_ERROR",
+            metadata={"outcome": usage.Outcome.Name(event.outcome)},
+        )
+        if event.outcome in _FAILED
+        else None
+    )
+    choices = tuple(
+        inference.Choice(
+            index=index,
+            text=result.text,
+            token_ids=result.token_ids,
+            finish_reason=result.finish_reason,  # type: ignore[arg-type]
+        )
+        for index, result in enumerate(record.results)
+    )
+    return Answer(record.request_id, summary.prompt_tokens, choices, summary, failure)

@@ -1,0 +1,56 @@
+"""How a request ended, from what stopped it and what it had by then."""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import Final
+
+from tollbook.usage.v1 import usage_pb2 as usage
+
+
+class End(Enum):
+    """What stopped a request."""
+
+    ENGINE_FINISHED = "engine finished"
+    CALLER_LEFT = "caller left"
+    DEADLINE = "deadline"
+    ENGINE_FAILED = "engine failed"
+    ENGINE_LOST = "engine lost"
+    DRAINED = "cut off by a shutdown"
+
+
+def outcome_of(end: End, output_tokens: int) -> int:
+    """The usage.Outcome; a function of both alone, so that a restart decides alike."""
+    match end:
+        case End.ENGINE_FINISHED:
+            return usage.OUTCOME_COMPLETE if output_tokens else usage.OUTCOME_EMPTY
+        case End.CALLER_LEFT:
+            return usage.OUTCOME_CLIENT_ABORT
+        case End.DEADLINE:
+            return usage.OUTCOME_DEADLINE
+        case End.ENGINE_LOST:
+            return usage.OUTCOME_ENGINE_LOST
+        case End.ENGINE_FAILED | End.DRAINED:
+            return (
+                usage.OUTCOME_ERROR_MID_STREAM
+                if output_tokens
+                else usage.OUTCOME_ERROR_BEFORE_FIRST_TOKEN
+            )
+
+
+# The worst reason of several choices speaks for the request.
+_WORST_FIRST: Final = (
+    usage.FINISH_REASON_ERROR,
+    usage.FINISH_REASON_ABORT,
+    usage.FINISH_REASON_REPETITION,
+    usage.FINISH_REASON_LENGTH,
+    usage.FINISH_REASON_STOP,
+)
+
+
+def finish_reason_of(reasons: list[int]) -> int:
+    """One usage.FinishReason for all choices of a request."""
+    for reason in _WORST_FIRST:
+        if reason in reasons:
+            return reason
+    return usage.FINISH_REASON_UNSPECIFIED

@@ -1,0 +1,190 @@
+"""The service's parts put together on one event loop, and their order of life and death."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import secrets
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from inference.adapters.grpc_service import InferenceService
+from inference.adapters.keys import Keys
+from inference.adapters.models import Adapter
+from inference.adapters.publisher import Publisher
+from inference.adapters.spool import Spool, limits_for
+from inference.app.books import Books
+from inference.app.generation import World
+from inference.app.requests import Requests, Served
+from inference.app.streams import Streams
+from inference.domain.records import Booted, Closed
+from inference.engine import Engine
+from inference.settings import ServerSettings
+from kernel import errors, grpcs, telemetry
+from kernel.clock import SystemClock
+from tollbook.inference.v1 import inference_pb2, inference_pb2_grpc
+from tollbook.usage.v1 import usage_pb2 as usage
+
+log = structlog.get_logger()
+
+# How long a stop waits for the broker; what it does not take the next start sends.
+FLUSH_MS: Final = 3_000
+SETTLE_LOST_MS: Final = 5_000
+RETRY_AFTER_STOP_MS: Final = 2_000
+
+
+class Service:
+    """One boot of the service; `boot` is its engine's id and its streams' prefix."""
+
+    def __init__(
+        self,
+        settings: ServerSettings,
+        boot: str,
+        engine: Engine,
+        served: Mapping[str, Served],
+        adapters: Sequence[Adapter],
+    ) -> None:
+        self._settings = settings
+        self._boot = boot
+        self._engine = engine
+        self._served = dict(served)
+        self._adapters = adapters
+        self._clock = SystemClock()
+
+    async def run(self) -> int:
+        """Serve until told to stop, or until the engine or the spool is lost."""
+        settings = self._settings
+        stopped = grpcs.stop_event()
+        spool = Spool.open(settings.spool_dir, limits_for(settings.spool_max_bytes))
+        streams = Streams(spool.journal, self._boot, settings.partitions)
+        spool.append(Booted(self._boot))
+        spool.start()
+        publisher = Publisher(spool, settings.kafka, settings.topic, settings.partitions)
+        spool.on_commit = publisher.wake
+        books = Books(spool, streams, self._engine, self._boot, self._clock)
+        world = World(
+            self._engine,
+            self._boot,
+            spool,
+            streams,
+            books,
+            self._clock,
+            telemetry.tracer("inference"),
+        )
+        requests = Requests(world, _salt_key(settings.spool_dir), settings.max_requests)
+        books.in_flight = requests.in_flight
+        publishing = asyncio.create_task(publisher.run(), name="publisher")
+        status = 1
+        try:
+            warm_up_tokens = await self._engine.start()
+            await self._load_adapters()
+            books.discard(usage.WASTE_KIND_WARM_UP, warm_up_tokens)
+            spool.count_source = books.changed_count
+            status = await self._serve(requests, books, spool, stopped)
+        finally:
+            lost = status != 0
+            if not spool.failed.done():
+                books.publish_final(lost)
+                for name in streams.open_streams():
+                    spool.append(Closed(streams.closing(name)))
+                await spool.durable()
+                with suppress(TimeoutError):
+                    await asyncio.wait_for(publisher.flushed(), FLUSH_MS / 1000)
+            publishing.cancel()
+            await asyncio.gather(publishing, return_exceptions=True)
+            await self._engine.stop()
+            if not spool.failed.done():
+                await spool.close()
+        return status
+
+    async def _load_adapters(self) -> None:
+        """Load every adapter before it may be named; one that cannot be harms no other."""
+        for adapter in self._adapters:
+            try:
+                await self._engine.add_adapter(adapter.name, str(adapter.path))
+            except errors.InvalidArgument as error:
+                log.error("adapter left out", adapter=adapter.name, error=error.message)
+                self._served = {
+                    name: served
+                    for name, served in self._served.items()
+                    if served.target.adapter != adapter.name
+                }
+
+    async def _serve(
+        self, requests: Requests, books: Books, spool: Spool, stopped: asyncio.Event
+    ) -> int:
+        settings = self._settings
+        async with grpcs.channel(settings.pricing_address) as channel:
+            keys = Keys(channel, self._clock)
+            service = InferenceService(
+                requests, keys, books, self._served, self._engine.capabilities().context_tokens
+            )
+            name = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+            server = grpcs.Server("inference", settings.inference_address, (name,))
+            inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server.grpc)
+            await server.start()
+            reading = asyncio.create_task(books.publish_for_ever(), name="readings")
+            requests.admit(self._served)
+            await server.set_ready(True)
+            log.info("ready", models=sorted(self._served))
+            status = await self._watch(requests, spool, reading, stopped)
+            await server.set_ready(False)
+            requests.close(
+                errors.Unavailable(
+                    "this instance stops; ask again",
+                    reason="DRAINING",
+                    retry_after_ms=RETRY_AFTER_STOP_MS,
+                )
+            )
+            # A spool that cannot be written settles nothing: the next start does.
+            if not spool.failed.done():
+                await requests.drain(settings.drain_ms if status == 0 else SETTLE_LOST_MS)
+            reading.cancel()
+            await asyncio.gather(reading, return_exceptions=True)
+            if not spool.failed.done():
+                await books.settled_residual()
+            await server.stop(1_000)
+        return status
+
+    async def _watch(
+        self,
+        requests: Requests,
+        spool: Spool,
+        reading: asyncio.Task[None],
+        stopped: asyncio.Event,
+    ) -> int:
+        """Wait for the first that ends the service; 0 only for a stop that was asked for."""
+        stop = asyncio.create_task(stopped.wait(), name="stop signal")
+        lost = asyncio.create_task(self._engine.wait_lost(), name="engine watch")
+        await asyncio.wait(
+            (stop, lost, spool.failed, requests.broken, reading),
+            return_when=asyncio.FIRST_COMPLETED,
+        )
+        for task in (stop, lost):
+            task.cancel()
+        if spool.failed.done():
+            log.error("stopping: the spool cannot be written", error=str(spool.failed.result()))
+        elif requests.broken.done():
+            log.error("stopping: a request broke", error=str(requests.broken.result()))
+        elif lost.done() and not lost.cancelled():
+            log.error("stopping: the engine is lost")
+        elif reading.done():
+            log.error("stopping: readings ended", error=str(reading.exception()))
+        else:
+            log.info("stopping: asked to")
+            return 0
+        return 1
+
+
+def _salt_key(directory: Path) -> bytes:
+    """The secret that prefix-cache salts are made with; made once, kept beside the spool."""
+    path = directory / "salt.key"
+    with suppress(FileExistsError):
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        with os.fdopen(fd, "wb") as file:
+            file.write(secrets.token_bytes(32))
+    return path.read_bytes()

@@ -1,0 +1,48 @@
+"""Inference's settings: the environment, read once at start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from pydantic import Field
+
+from kernel.settings import ServiceSettings
+
+
+class EngineSettings(ServiceSettings):
+    """What the engine needs."""
+
+    model: Path = Field(description="Hugging Face model directory")
+    served_name: str = Field(default="tiny", min_length=1, description="the base model's name")
+    adapters: Path | None = Field(
+        default=None, description="directory of LoRA adapters, one folder each"
+    )
+    kv_cache_gib: int = Field(default=1, ge=1, description="memory for the prefix cache (CPU)")
+    engine_threads: int = Field(default=1, ge=1, le=1024, description="compute threads (CPU)")
+    engine_requests: int = Field(
+        default=64, ge=1, le=4096, description="sequences that the engine runs at once"
+    )
+
+
+class ServerSettings(EngineSettings):
+    """What the server needs besides."""
+
+    inference_address: str = Field(min_length=3, description="host:port to listen on")
+    pricing_address: str = Field(min_length=3, description="host:port of pricing's gRPC")
+    kafka: str = Field(min_length=3, description="bootstrap servers of the broker")
+    spool_dir: Path = Field(description="directory of the usage spool, of this process alone")
+    producer: str = Field(
+        default="inference-0",
+        pattern=r"^[A-Za-z0-9._-]{1,48}$",
+        description="name of this producer, the same over restarts",
+    )
+    region: str = Field(default="", max_length=64, description="region written in usage events")
+    max_requests: int = Field(
+        default=512, ge=1, le=65_536, description="requests under way at once, queued ones included"
+    )
+    spool_max_bytes: int = Field(
+        default=1 << 30, ge=64 << 20, description="bound of the spool on the disk"
+    )
+    drain_ms: int = Field(
+        default=8_000, ge=0, description="how long a shutdown waits for requests under way"
+    )

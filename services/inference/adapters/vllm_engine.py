@@ -1,0 +1,384 @@
+"""The vLLM backend: AsyncLLM inside this process, its core in another.
+
+Owns the translation of one logical request into engine requests and of their
+outputs into events; counts nothing itself. Knows no account, no spool, no wire.
+
+Three habits of vLLM that the code answers:
+
+- A request's outputs that nobody has read yet are merged into one, so a slow
+  reader loses no token; but an exception takes the place of an unread output.
+- abort() hands out the terminal output with all tokens generated until then.
+  A cancelled reader would see less than the engine counted: never cancel, abort.
+- A LoRA adapter that cannot be read kills the engine when it is first used, and
+  an adapter's number used twice serves another's weights. So an adapter is
+  loaded before it may be named, and numbers come from a sequence.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import structlog
+
+from inference import engine as port
+from inference.adapters import vllm_start
+from kernel import errors
+from tollbook.inference.v1 import inference_pb2 as inference
+from tollbook.usage.v1 import usage_pb2 as usage
+
+log = structlog.get_logger()
+
+# A first prompt of a few tokens can crash some CPUs; this many cannot.
+WARM_UP_PROMPT_TOKENS: Final = 64
+WARM_UP_OUTPUT_TOKENS: Final = 4
+_STOP_S: Final = 2.0
+
+_FINISH_REASONS: Final = {
+    "stop": usage.FINISH_REASON_STOP,
+    "length": usage.FINISH_REASON_LENGTH,
+    "abort": usage.FINISH_REASON_ABORT,
+    "error": usage.FINISH_REASON_ERROR,
+    "repetition": usage.FINISH_REASON_REPETITION,
+}
+
+
+class _CounterLogger:
+    """vLLM's stat logger port, holding the sums that conservation is checked against.
+
+    The figures are vLLM's own: every token that its output processor saw,
+    whether or not somebody read it.
+    """
+
+    def __init__(self) -> None:
+        self.generation_tokens = 0
+        self.prompt_tokens = 0
+
+    def record(
+        self,
+        scheduler_stats: object,
+        iteration_stats: Any,
+        mm_cache_stats: object = None,
+        engine_idx: int = 0,
+    ) -> None:
+        """Add one step's figures."""
+        if iteration_stats is not None:
+            self.generation_tokens += iteration_stats.num_generation_tokens
+            self.prompt_tokens += iteration_stats.num_prompt_tokens
+
+    def log_engine_initialized(self) -> None:
+        """Asked for by vLLM."""
+
+    def log(self) -> None:
+        """Asked for by vLLM."""
+
+    def record_sleep_state(self, is_awake: int, level: int) -> None:
+        """Asked for by vLLM."""
+
+
+class VllmEngine:
+    """One vLLM engine. Construct it before the process has an event loop or a thread."""
+
+    def __init__(self, options: vllm_start.VllmOptions) -> None:
+        """Load the model and fork the core. Takes seconds. Errors: ModelUnusable."""
+        self._counter = _CounterLogger()
+        self._llm: Any = vllm_start.load(options, [lambda _config, _index: self._counter])
+        self._adapters: dict[str, Any] = {}
+        self._adapter_numbers = itertools.count(1)
+        # Engine request ids that generate() is reading, by the job's id.
+        self._running: dict[str, list[str]] = {}
+        self._aborting: set[str] = set()
+        self._capabilities = port.Capabilities(
+            context_tokens=self._llm.model_config.max_model_len, adapters=True
+        )
+
+    async def start(self) -> int:
+        """Warm up; see engine.Engine.start."""
+        prompt = port.Prompt(
+            token_ids=[0] * WARM_UP_PROMPT_TOKENS,
+            engine_form=self._tokens_form([0] * WARM_UP_PROMPT_TOKENS, ""),
+        )
+        job = port.Job(
+            engine_request_id="warm-up",
+            target=port.Target("", "", ""),
+            prompt=prompt,
+            sampling=inference.SamplingParams(ignore_eos=True),
+            choices=1,
+            max_tokens=WARM_UP_OUTPUT_TOKENS,
+            trace_headers={},
+        )
+        tokens = 0
+        async for event in self.generate(job):
+            if isinstance(event, port.Tokens):
+                tokens += len(event.token_ids)
+            elif isinstance(event, port.Finished):
+                tokens += event.surplus_tokens
+        return tokens
+
+    async def stop(self) -> None:
+        """See engine.Engine.stop."""
+        await asyncio.to_thread(self._llm.shutdown, timeout=_STOP_S)
+
+    def capabilities(self) -> port.Capabilities:
+        """See engine.Engine.capabilities."""
+        return self._capabilities
+
+    def counters(self) -> port.Counters:
+        """See engine.Engine.counters."""
+        return port.Counters(self._counter.generation_tokens, self._counter.prompt_tokens)
+
+    async def render(self, spec: inference.GenerationSpec, cache_salt: str) -> port.Prompt:
+        """See engine.Engine.render."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.renderers import ChatParams
+
+        if spec.WhichOneof("prompt") == "tokens":
+            token_ids = list(spec.tokens.token_ids)
+            self._check_prompt(token_ids, "spec.tokens.token_ids")
+            return port.Prompt(token_ids, self._tokens_form(token_ids, cache_salt))
+        conversation = [
+            {"role": message.role, "content": message.content} for message in spec.chat.messages
+        ]
+        # Length is checked below, once and for both kinds of prompt; vLLM is not
+        # to truncate.
+        try:
+            _, (form,) = await self._llm.renderer.render_chat_async(
+                [conversation],
+                ChatParams(chat_template_kwargs={"add_generation_prompt": True}),
+                prompt_extras={"cache_salt": cache_salt} if cache_salt else None,
+            )
+        except (VLLMClientError, ValueError) as error:
+            raise errors.InvalidArgument(
+                f"the conversation cannot be rendered: {error}", reason="UNRENDERABLE_PROMPT"
+            ) from error
+        token_ids = list(form["prompt_token_ids"])
+        self._check_prompt(token_ids, "spec.chat")
+        return port.Prompt(token_ids, form)
+
+    def _check_prompt(self, token_ids: list[int], field: str) -> None:
+        from vllm.exceptions import VLLMValidationError
+
+        context = self._capabilities.context_tokens
+        if not token_ids:
+            problem = "the prompt has no token"
+        elif len(token_ids) >= context:
+            problem = (
+                f"the prompt has {len(token_ids)} tokens; the model's context of {context} must"
+                " hold them and at least one token of output"
+            )
+        else:
+            try:
+                self._llm.renderer.validate_token_ids(token_ids)
+                return
+            except VLLMValidationError as error:
+                problem = str(error)
+        raise errors.InvalidArgument(
+            problem,
+            reason="INVALID_PROMPT",
+            violations=(errors.FieldViolation(field, problem),),
+        )
+
+    @staticmethod
+    def _tokens_form(token_ids: list[int], cache_salt: str) -> Any:
+        from vllm.inputs import tokens_input
+
+        return tokens_input(token_ids, cache_salt=cache_salt or None)
+
+    def _sampling_of(self, job: port.Job, choice: int) -> Any:
+        """vLLM's parameters for one choice. Errors: InvalidArgument."""
+        from vllm.exceptions import VLLMClientError
+        from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+        given = job.sampling
+        values: dict[str, Any] = dict(self._llm.model_config.get_diff_sampling_param())
+        for name in (
+            "temperature",
+            "top_p",
+            "top_k",
+            "presence_penalty",
+            "frequency_penalty",
+        ):
+            if given.HasField(name):
+                values[name] = getattr(given, name)
+        if given.HasField("seed"):
+            # The same seed for all would make all choices the same.
+            values["seed"] = given.seed + choice
+        values.update(
+            max_tokens=job.max_tokens,
+            stop=list(given.stop),
+            ignore_eos=given.ignore_eos,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        try:
+            return SamplingParams(**values)
+        except (VLLMClientError, ValueError) as error:
+            raise errors.InvalidArgument(
+                f"the sampling parameters do not go together: {error}", reason="INVALID_SAMPLING"
+            ) from error
+
+    def _adapter_of(self, target: port.Target) -> Any:
+        if not target.adapter:
+            return None
+        adapter = self._adapters.get(target.adapter)
+        if adapter is None:
+            raise errors.NotFound(
+                f"adapter {target.adapter!r} is not loaded", reason="UNKNOWN_MODEL"
+            )
+        return adapter
+
+    async def generate(self, job: port.Job) -> AsyncIterator[port.Event]:
+        """See engine.Engine.generate."""
+        if job.engine_request_id in self._running:
+            raise AssertionError(f"engine request id {job.engine_request_id!r} is in use")
+        adapter = self._adapter_of(job.target)
+        sampling = [self._sampling_of(job, choice) for choice in range(job.choices)]
+        names = [f"{job.engine_request_id}/{choice}" for choice in range(job.choices)]
+        collectors: list[Any] = []
+        self._running[job.engine_request_id] = names
+        readers: list[asyncio.Task[None]] = []
+        complete = False
+        try:
+            for name, parameters in zip(names, sampling, strict=True):
+                collectors.append(await self._admit(name, job, parameters, adapter))
+            yield port.Admitted()
+            if job.engine_request_id in self._aborting:
+                await self._llm.abort(names)
+            if job.choices == 1:
+                async for event in self._read(0, collectors[0]):
+                    yield event
+            else:
+                queue: asyncio.Queue[port.Event | Exception | None] = asyncio.Queue(2 * job.choices)
+                readers = [
+                    asyncio.create_task(self._forward(choice, collector, queue))
+                    for choice, collector in enumerate(collectors)
+                ]
+                failure: Exception | None = None
+                left = job.choices
+                while left:
+                    item = await queue.get()
+                    if item is None:
+                        left -= 1
+                    elif isinstance(item, Exception):
+                        # The siblings' tokens count all the same: they are read out.
+                        failure = failure or item
+                        if not isinstance(item, port.EngineLost):
+                            await self._llm.abort(names)
+                    else:
+                        yield item
+                if failure is not None:
+                    raise failure
+            complete = True
+            yield port.Ended()
+        finally:
+            for reader in readers:
+                reader.cancel()
+            self._running.pop(job.engine_request_id, None)
+            self._aborting.discard(job.engine_request_id)
+            if not complete:
+                # Nobody reads on, so nothing may run on.
+                with contextlib.suppress(Exception):
+                    await self._llm.abort(names)
+
+    async def _admit(self, name: str, job: port.Job, parameters: Any, adapter: Any) -> Any:
+        from vllm.exceptions import VLLMClientError
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        try:
+            return await self._llm.add_request(
+                name, job.prompt.engine_form, parameters, lora_request=adapter
+            )
+        except EngineDeadError as error:
+            raise port.EngineLost(str(error)) from error
+        except (VLLMClientError, ValueError) as error:
+            raise errors.InvalidArgument(
+                f"the engine refuses the request: {error}", reason="REFUSED_BY_ENGINE"
+            ) from error
+        except Exception as error:
+            raise port.EngineFailed(str(error)) from error
+
+    async def _read(self, choice: int, collector: Any) -> AsyncIterator[port.Event]:
+        """Events of one engine request, to its terminal output."""
+        from vllm.v1.engine.exceptions import EngineDeadError
+
+        handed_out = 0
+        while True:
+            try:
+                output = collector.get_nowait() or await collector.get()
+            except EngineDeadError as error:
+                raise port.EngineLost(str(error)) from error
+            except Exception as error:
+                # The output handler died, and with it all that would come.
+                if self._llm.errored:
+                    raise port.EngineLost(str(error)) from error
+                raise port.EngineFailed(str(error)) from error
+            completion = output.outputs[0]
+            handed_out += len(completion.token_ids)
+            if completion.token_ids or completion.text:
+                yield port.Tokens(
+                    choice, completion.token_ids, completion.text, output.num_cached_tokens
+                )
+            if output.finished:
+                reason = _FINISH_REASONS.get(
+                    completion.finish_reason or "", usage.FINISH_REASON_UNSPECIFIED
+                )
+                yield port.Finished(
+                    choice, reason, output.metrics.num_generation_tokens - handed_out
+                )
+                return
+
+    async def _forward(
+        self,
+        choice: int,
+        collector: Any,
+        queue: asyncio.Queue[port.Event | Exception | None],
+    ) -> None:
+        """Put one choice's events into the queue of all, then None."""
+        try:
+            async for event in self._read(choice, collector):
+                await queue.put(event)
+        except (port.EngineLost, port.EngineFailed) as error:
+            await queue.put(error)
+        await queue.put(None)
+
+    async def abort(self, engine_request_id: str) -> None:
+        """See engine.Engine.abort."""
+        names = self._running.get(engine_request_id)
+        if names is None:
+            return
+        # vLLM forgets an abort that comes before the request: generate() repeats it.
+        self._aborting.add(engine_request_id)
+        if not self._llm.errored:
+            await self._llm.abort(names)
+
+    async def add_adapter(self, name: str, path: str) -> None:
+        """See engine.Engine.add_adapter."""
+        from vllm.lora.request import LoRARequest
+
+        if name in self._adapters:
+            raise errors.AlreadyExists(f"adapter {name!r} is loaded", reason="ADAPTER_EXISTS")
+        number = next(self._adapter_numbers)
+        # vLLM keys its prefix cache by the name: a number in it keeps another
+        # adapter that comes later under this name away from old blocks.
+        request = LoRARequest(lora_name=f"{name}#{number}", lora_int_id=number, lora_path=path)
+        try:
+            await self._llm.add_lora(request)
+        except Exception as error:
+            raise errors.InvalidArgument(
+                f"adapter {name!r} in {path} cannot be loaded: {error}", reason="BAD_ADAPTER"
+            ) from error
+        self._adapters[name] = request
+
+    async def remove_adapter(self, name: str) -> None:
+        """See engine.Engine.remove_adapter."""
+        request = self._adapters.pop(name, None)
+        if request is None:
+            raise errors.NotFound(f"adapter {name!r} is not loaded", reason="UNKNOWN_MODEL")
+        await self._llm.remove_lora(request.lora_int_id)
+
+    async def wait_lost(self) -> None:
+        """See engine.Engine.wait_lost."""
+        # Its task reads the core's outputs until the core is gone; warm-up began it.
+        await asyncio.wait({self._llm.output_handler})

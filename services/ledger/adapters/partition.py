@@ -14,10 +14,11 @@ from typing import Any, Final
 import structlog
 from opentelemetry import trace
 
+from kernel import leaf as leaf_format
 from kernel import telemetry
 from kernel.placement import partition_of_log
 from ledger.adapters import store
-from ledger.adapters.source import Fetched, PartitionSource
+from ledger.adapters.source import Fetched, LastRead, PartitionSource
 from ledger.adapters.store import Head
 from ledger.domain import batch as batching
 from ledger.domain.batch import MAX_STREAMS_KEPT, Batch, LogState, Record
@@ -58,13 +59,14 @@ class PartitionWriter:
     async def run(self, stopped: asyncio.Event) -> None:
         """Work until stopped. Errors: FencedError, SourceError, BrokenLogError, database.AWAY."""
         head = self.head
-        topic_id = await self._source.open(head.topic_id)
+        topic_id = await self._source.start(head.topic_id, await self._last_read())
         if topic_id != head.topic_id:
             await store.bind_topic(self._pool, head, topic_id)
         async with self._pool.acquire() as db:
             state = LogState(
                 await store.load_tree(db, head), head.next_offset, await store.load_index(db, head)
             )
+        await store.resume(self._pool, head)
         log.info("owning", log=head.name, epoch=head.epoch, size=head.size, offset=head.next_offset)
         fetch = asyncio.ensure_future(self._source.fetch(state.next_offset))
         try:
@@ -84,6 +86,22 @@ class PartitionWriter:
             if self._commit is not None:
                 await _end(self._commit)
             await self._source.close()
+
+    async def _last_read(self) -> LastRead | None:
+        """The record that the log ends with."""
+        head = self.head
+        if not head.size:
+            return None
+        [data] = await store.read_leaves(self._pool, head.log_id, head.size - 1, head.size)
+        leaf = leaf_format.decode(data)
+
+        def is_same(record: Record) -> bool:
+            offset, timestamp_ms, key, value = record
+            return data == leaf_format.encode(
+                leaf.disposition, leaf.reason, offset, timestamp_ms, key or b"", value or b""
+            )
+
+        return LastRead(leaf.offset, is_same)
 
     async def _next(self, fetch: asyncio.Future[Fetched], stopped: asyncio.Event) -> Fetched | None:
         """The fetch's result; None when stopped first. A commit that fails meanwhile raises."""

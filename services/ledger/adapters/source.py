@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+from collections.abc import Callable
 from typing import Any, Final, NamedTuple
 
 import structlog
@@ -112,26 +113,44 @@ class KafkaTopic:
         return None
 
 
+class LastRead(NamedTuple):
+    """The last record that was read, and how to know it again."""
+
+    offset: int
+    is_same: Callable[[Record], bool]
+
+
 class PartitionSource:
-    """Reads one partition. Use: `open`, then `fetch` with growing offsets, then `close`."""
+    """Reads one partition. Use: `open`, then `fetch` with growing offsets, then `close`.
+
+    After each (re)connection the last record read must stand at its offset as
+    it did: a broker that lost its end and was written anew has other records
+    at the same offsets, which no offset tells.
+    """
 
     def __init__(self, bootstrap: str, topic: str, partition: int) -> None:
         self._kafka = KafkaTopic(bootstrap, topic)
         self._partition = partition
         self._topic_id = b""
         self._leader = -1
+        self._last: LastRead | None = None
         self._failures = 0
 
     @property
     def _name(self) -> str:
         return f"{self._kafka.topic}/{self._partition}"
 
-    async def open(self, known_topic_id: bytes) -> bytes:
+    async def start(self, known_topic_id: bytes, last: LastRead | None) -> bytes:
         """Find the partition; gives the topic's id.
 
-        `known_topic_id` is what the log was built from so far, empty when it
-        is new. Errors: SourceError when the topic is another one.
+        `known_topic_id` is what the log was built from so far, empty when it is
+        new; `last` is the last record in it. Errors: SourceError when the topic
+        is another one, or its records are.
         """
+        self._last = last
+        return await self._open(known_topic_id)
+
+    async def _open(self, known_topic_id: bytes) -> bytes:
         while True:
             try:
                 await self._kafka.open()
@@ -148,8 +167,36 @@ class PartitionSource:
             if self._leader < 0:
                 await self._failed("partition has no leader", None)
                 continue
+            try:
+                if self._last is not None:
+                    await self._check_last(self._last)
+            except (KafkaError, OSError, TimeoutError) as error:
+                await self._failed("broker away", error)
+                continue
             self._failures = 0
             return found.topic_id
+
+    async def _check_last(self, last: LastRead) -> None:
+        """Errors: SourceError when the partition holds another record at the last one's offset."""
+        code, part = _the_partition(await self._ask(last.offset, max_wait_ms=0))
+        if code == _OFFSET_OUT_OF_RANGE:
+            if part is not None and last.offset < part[4]:
+                return  # Retention dropped it after it was read, as it may.
+            self._refuse(code, last.offset, part)
+        if code != _NO_ERROR or part is None:
+            raise KafkaError(f"fetch error {code}")
+        found = [item for item in self._decode(last.offset, part).records if item[0] == last.offset]
+        # Nothing there: the end was lost, or (next offset beyond) the record was compacted away.
+        if not (found and last.is_same(found[0])):
+            raise SourceError(
+                f"{self._name}: the record at offset {last.offset} is not the one that the log was"
+                " built from: the partition lost its end and was written anew. Nothing was read"
+                " from it. Restore the partition, or rebuild with a topic of another name"
+            )
+
+    async def _ask(self, offset: int, max_wait_ms: int) -> Any:
+        request = wire.Fetch(self._topic_id, self._partition, offset, max_wait_ms, FETCH_BYTES)
+        return await self._kafka.send(self._leader, request)
 
     def _check_topic(self, known: bytes, found: bytes) -> None:
         if known and known != found:
@@ -179,21 +226,26 @@ class PartitionSource:
         """
         while True:
             try:
-                response = await self._kafka.send(
-                    self._leader,
-                    wire.Fetch(self._topic_id, self._partition, offset, FETCH_WAIT_MS, FETCH_BYTES),
-                )
+                response = await self._ask(offset, FETCH_WAIT_MS)
             except (KafkaError, OSError, TimeoutError) as error:
                 await self._failed("broker away", error)
-                await self.open(self._topic_id)
+                await self._open(self._topic_id)
                 continue
             code, part = _the_partition(response)
             if code == _NO_ERROR and part is not None:
                 self._failures = 0
-                return self._decode(offset, part)
-            await self._refuse_or_retry(code, offset, part)
+                fetched = self._decode(offset, part)
+                if fetched.records:
+                    last = fetched.records[-1]
+                    self._last = LastRead(last[0], last.__eq__)
+                return fetched
+            self._refuse(code, offset, part)
+            # Leader moved, broker starting, topic being deleted: ask anew, which checks the id too.
+            await self._failed(f"fetch error {code}", None)
+            await self._open(self._topic_id)
 
-    async def _refuse_or_retry(self, code: int, offset: int, part: Any) -> None:
+    def _refuse(self, code: int, offset: int, part: Any) -> None:
+        """Errors: SourceError for what trying again does not repair."""
         if code == _OFFSET_OUT_OF_RANGE:
             first, end = (part[4], part[2]) if part is not None else (-1, -1)
             raise SourceError(
@@ -203,9 +255,6 @@ class PartitionSource:
             )
         if code == _CORRUPT_MESSAGE:
             raise SourceError(f"{self._name}: the broker says its records at {offset} are corrupt")
-        # Leader moved, broker starting, topic being deleted: ask anew, which also checks the id.
-        await self._failed(f"fetch error {code}", None)
-        await self.open(self._topic_id)
 
     def _decode(self, offset: int, part: Any) -> Fetched:
         high_watermark, data = part[2], part[7]

@@ -50,9 +50,9 @@ class Head(NamedTuple):
 
 
 _TAKE = """
-UPDATE log_head SET epoch = epoch + 1, owner = $2, halted = '',
+UPDATE log_head SET epoch = epoch + 1, owner = $2,
     lease_until = now() + $3::bigint * interval '1 millisecond'
-WHERE log_id = $1 AND (owner IN ('', $2) OR lease_until < now())
+WHERE log_id = $1 AND (owner = $2 OR lease_until < now())
 RETURNING log_id, name, topic_id, epoch, next_offset, size, root, frontier
 """
 
@@ -129,6 +129,28 @@ async def take_over(db: Any, log_id: int, owner: str, lease_ms: int) -> Head | N
     """Become a log's owner: every earlier owner is fenced. None while another's lease runs."""
     row = await db.fetchrow(_TAKE, log_id, owner, lease_ms)
     return None if row is None else Head(*row)
+
+
+async def halt(db: Any, head: Head, why: str, pause_ms: int) -> None:
+    """Give a log up that cannot go on, say why in its head, and let nobody try for a while."""
+    await db.execute(
+        "UPDATE log_head SET owner = '', halted = $3,"
+        " lease_until = now() + $4::bigint * interval '1 millisecond'"
+        " WHERE log_id = $1 AND epoch = $2",
+        head.log_id,
+        head.epoch,
+        why,
+        pause_ms,
+    )
+
+
+async def resume(db: Any, head: Head) -> None:
+    """Say that a log goes on."""
+    await db.execute(
+        "UPDATE log_head SET halted = '' WHERE log_id = $1 AND epoch = $2 AND halted <> ''",
+        head.log_id,
+        head.epoch,
+    )
 
 
 async def bind_topic(db: Any, head: Head, topic_id: bytes) -> None:
@@ -397,7 +419,7 @@ async def release(db: Any, log_id: int, epoch: int) -> None:
     """Give a log up, if it is still ours, so that another takes it at once."""
     await db.execute(
         "UPDATE log_head SET owner = '', lease_until = '-infinity'"
-        " WHERE log_id = $1 AND epoch = $2",
+        " WHERE log_id = $1 AND epoch = $2 AND halted = ''",
         log_id,
         epoch,
     )

@@ -21,12 +21,13 @@ from kernel.placement import usage_log
 from ledger.adapters import database, store
 from ledger.adapters.notify import Notifier
 from ledger.adapters.partition import PartitionWriter, partition_of
-from ledger.adapters.source import KafkaTopic, PartitionSource
-from ledger.adapters.store import FencedError
+from ledger.adapters.source import KafkaTopic, PartitionSource, SourceError
+from ledger.adapters.store import BrokenLogError, FencedError
 
 log = structlog.get_logger()
 
 _TICK_S: Final = 0.5
+_HALTED_PAUSE_MS: Final = 10_000
 _FORGET_WORKERS: Final = "DELETE FROM worker WHERE lease_until < now() - interval '1 hour'"
 _TOPIC_CHECK_TICKS: Final = 20
 
@@ -56,17 +57,16 @@ class Workforce:
         self._writers: dict[int, tuple[PartitionWriter, asyncio.Task[None], asyncio.Event]] = {}
 
     async def run(self, stopped: asyncio.Event, on_ready: Any) -> None:
-        """Work until stopped. Errors: SourceError, BrokenLogError: a person must look."""
+        """Work until stopped."""
         self._notifier.start()
         tick = 0
         try:
             while not stopped.is_set():
-                self._raise_fatal()
                 try:
                     if tick % _TOPIC_CHECK_TICKS == 0 or not self._logs:
                         await self._see_partitions()
                     await self._tick()
-                    await on_ready(True)
+                    await on_ready(not await self._halted())
                     tick += 1
                 except database.AWAY as error:
                     log.warning("database away", error=repr(error))
@@ -98,8 +98,15 @@ class Workforce:
             if name not in self._logs.values():
                 self._logs[await store.open_log(self._pool, name)] = name
 
+    async def _halted(self) -> bool:
+        """Whether any log is halted: a person must look, and health says so until then."""
+        found: bool = await self._pool.fetchval(
+            "SELECT EXISTS (SELECT FROM log_head WHERE halted <> '')"
+        )
+        return found
+
     async def _tick(self) -> None:
-        self._reap()
+        await self._reap()
         async with self._pool.acquire() as db:
             await db.execute(
                 "INSERT INTO worker VALUES ($1, now() + $2::bigint * interval '1 millisecond')"
@@ -130,16 +137,16 @@ class Workforce:
             writer, task, stop = self._writers.pop(log_id)
             stop.set()
             await asyncio.wait([task])
+            await self._ended(writer, task)
             await store.release(db, log_id, writer.head.epoch)
             log.info("gave up", log=writer.head.name, size=writer.size)
-            self._raise_of(task)
 
     async def _take(self, db: Any, count: int) -> None:
         if count <= 0:
             return
         free = await db.fetch(
             "SELECT log_id FROM log_head WHERE log_id = ANY($1::int[])"
-            " AND (owner IN ('', $2) OR lease_until < now()) ORDER BY log_id",
+            " AND (owner = $2 OR lease_until < now()) ORDER BY log_id",
             [log_id for log_id in self._logs if log_id not in self._writers],
             self.worker_id,
         )
@@ -158,26 +165,26 @@ class Workforce:
             stop = asyncio.Event()
             self._writers[head.log_id] = (writer, asyncio.create_task(writer.run(stop)), stop)
 
-    def _reap(self) -> None:
-        """Forget writers that ended; those that may come back are taken over anew."""
+    async def _reap(self) -> None:
+        """Forget writers that ended; their logs are taken over anew, halted ones after a pause."""
         for log_id, (writer, task, _) in list(self._writers.items()):
-            if not task.done():
-                continue
-            self._raise_of(task)
-            del self._writers[log_id]
-            error = task.exception()
-            log.warning("lost", log=writer.head.name, epoch=writer.head.epoch, error=repr(error))
-
-    def _raise_fatal(self) -> None:
-        for _, task, _ in self._writers.values():
             if task.done():
-                self._raise_of(task)
+                await self._ended(writer, task)
+                del self._writers[log_id]
 
-    @staticmethod
-    def _raise_of(task: asyncio.Task[None]) -> None:
-        """Raise what a writer failed with, unless trying again may help."""
+    async def _ended(self, writer: PartitionWriter, task: asyncio.Task[None]) -> None:
+        """Halt a log that trying again does not help; one bad log never stops the others.
+
+        Errors: whatever a writer failed with that nobody foresaw.
+        """
         error = task.exception()
-        if error is not None and not isinstance(error, (FencedError, *database.AWAY)):
+        head = writer.head
+        if isinstance(error, (SourceError, BrokenLogError)):
+            log.error("HALTED", log=head.name, epoch=head.epoch, problem=str(error))
+            await store.halt(self._pool, head, str(error), _HALTED_PAUSE_MS)
+        elif isinstance(error, (FencedError, *database.AWAY)):
+            log.warning("lost", log=head.name, epoch=head.epoch, error=repr(error))
+        elif error is not None:
             raise error
 
     async def _leave(self) -> None:

@@ -12,8 +12,6 @@ import uvloop
 from kernel import errors, grpcs, settings, telemetry
 from ledger.adapters import database
 from ledger.adapters.migrate import MigrationError
-from ledger.adapters.source import SourceError
-from ledger.adapters.store import BrokenLogError
 from ledger.adapters.workforce import Workforce
 from ledger.settings import WorkerSettings
 
@@ -54,8 +52,6 @@ def main() -> None:
         uvloop.run(work(config))
     except (
         MigrationError,
-        SourceError,
-        BrokenLogError,
         errors.TollbookError,
         asyncpg.PostgresError,
     ) as error:

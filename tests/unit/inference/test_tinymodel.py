@@ -1,4 +1,4 @@
-"""The tiny model: the same bytes each time, whole or not there, and a tokenizer that loses nothing."""
+"""The tiny model: the same bytes each time, whole or not there; its tokenizer loses nothing."""
 
 from __future__ import annotations
 

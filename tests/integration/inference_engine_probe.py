@@ -1,0 +1,240 @@
+"""A process of its own for the real engine: it is forked from a process without threads.
+
+Prints one JSON line for each situation. `serve` instead prints the process ids
+and waits to be killed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from inference import engine as port
+from inference.adapters import models
+from inference.adapters.vllm_engine import VllmEngine
+from inference.adapters.vllm_start import VllmOptions
+from kernel import errors
+from tollbook.inference.v1 import inference_pb2 as inference
+
+LONG = "tell me about the toll road and the bridge " * 20
+
+
+class Probe:
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.engine = VllmEngine(VllmOptions(home / "model", 1, 1, 64))
+        self.attempts = 0
+        self.counted = 0
+        self.flowing = asyncio.Event()
+
+    async def job(self, text: str, **options: Any) -> port.Job:
+        salt = options.pop("salt", "tenant")
+        adapter = options.pop("adapter", "")
+        choices = options.pop("choices", 1)
+        max_tokens = options.pop("max_tokens", 32)
+        spec = inference.GenerationSpec(
+            model="tiny",
+            chat=inference.ChatPrompt(messages=[inference.ChatMessage(role="user", content=text)]),
+        )
+        self.attempts += 1
+        return port.Job(
+            engine_request_id=f"probe:{self.attempts}",
+            target=port.Target(adapter or "tiny", "tiny", adapter),
+            prompt=await self.engine.render(spec, salt),
+            sampling=inference.SamplingParams(**options),
+            choices=choices,
+            max_tokens=max_tokens,
+            trace_headers={},
+        )
+
+    async def run(
+        self, job: port.Job, abort_after: int = -1, pause_s: float = 0.0
+    ) -> dict[str, Any]:
+        ids: list[list[int]] = [[] for _ in range(job.choices)]
+        text = [""] * job.choices
+        cached: dict[int, int] = {}
+        finish = [0] * job.choices
+        surplus = events_seen = 0
+        ended = False
+        async for event in self.engine.generate(job):
+            match event:
+                case port.Admitted():
+                    if abort_after == 0:
+                        await self.engine.abort(job.engine_request_id)
+                case port.Tokens():
+                    self.flowing.set()
+                    ids[event.choice].extend(event.token_ids)
+                    text[event.choice] += event.text
+                    cached.setdefault(event.choice, event.cached_tokens)
+                    events_seen += 1
+                    if events_seen == abort_after:
+                        await self.engine.abort(job.engine_request_id)
+                    elif pause_s:
+                        await asyncio.sleep(pause_s)
+                case port.Finished():
+                    finish[event.choice] = event.finish_reason
+                    surplus += event.surplus_tokens
+                case port.Ended():
+                    ended = True
+        output = sum(map(len, ids))
+        self.counted += output + surplus
+        return {
+            "prompt": len(job.prompt.token_ids),
+            "output": output,
+            "surplus": surplus,
+            "cached": [cached.get(choice, 0) for choice in range(job.choices)],
+            "finish": finish,
+            "ids": ids,
+            "text": text,
+            "ended": ended,
+        }
+
+    async def residual(self) -> int:
+        """Counter beyond what was handed out, once it stands still (it may lag a turn)."""
+        deadline = time.monotonic() + 5
+        while time.monotonic() < deadline:
+            if self.engine.counters().generation_tokens == self.counted:
+                break
+            await asyncio.sleep(0.01)
+        return self.engine.counters().generation_tokens - self.counted
+
+    async def refused(self, attempt: Any) -> str:
+        try:
+            await attempt
+        except errors.TollbookError as error:
+            return type(error).__name__
+        return "taken"
+
+    async def situations(self) -> AsyncIterator[tuple[str, Any]]:
+        engine = self.engine
+        self.counted = await engine.start()
+        yield "warm_up", {"tokens": self.counted, "residual": await self.residual()}
+        for adapter in models.adapters_of("tiny", self.home / "adapters"):
+            await engine.add_adapter(adapter.name, str(adapter.path))
+
+        async def case(text: str = "hello", **options: Any) -> dict[str, Any]:
+            limits = {key: options.pop(key) for key in ("abort_after", "pause_s") if key in options}
+            result = await self.run(await self.job(text, **options), **limits)
+            result["residual"] = await self.residual()
+            return result
+
+        greedy = await case(temperature=0)
+        yield "length", greedy
+        yield "again", await case(temperature=0)
+        yield "adapter", await case(temperature=0, adapter="tiny-support")
+        yield "fresh_prompt", await case(LONG)
+        yield "cached_prompt", await case(LONG)
+        yield "other_tenant", await case(LONG, salt="other")
+        yield "choices", await case("n " + LONG, choices=3, seed=7)
+        yield "stop_string", await case(temperature=0, max_tokens=64, stop=[greedy["text"][0][6:9]])
+        yield "to_the_context", await case("word " * 700, ignore_eos=True, max_tokens=200)
+        yield (
+            "aborts",
+            [await case(max_tokens=2000, ignore_eos=True, abort_after=at) for at in range(20)],
+        )
+        yield (
+            "abort_choices",
+            await case(max_tokens=2000, ignore_eos=True, choices=3, abort_after=9),
+        )
+        yield "slow_reader", await case(max_tokens=400, ignore_eos=True, pause_s=0.05)
+        yield (
+            "slow_abort",
+            await case(max_tokens=3000, ignore_eos=True, pause_s=0.05, abort_after=5),
+        )
+        natural = [await case(f"end {seed}", max_tokens=400, seed=seed) for seed in range(12)]
+        yield "end_of_text", [result for result in natural if result["finish"] == [1]]
+        before = engine.counters().generation_tokens
+        token_prompt = inference.GenerationSpec(
+            model="tiny", tokens=inference.TokenPrompt(token_ids=[2**31])
+        )
+        too_long = inference.GenerationSpec(
+            model="tiny", tokens=inference.TokenPrompt(token_ids=[7] * 4096)
+        )
+        yield (
+            "refusals",
+            {
+                "over_length": await self.refused(engine.render(too_long, "")),
+                "over_length_chat": await self.refused(self.job("word " * 9000)),
+                "unknown_id": await self.refused(engine.render(token_prompt, "")),
+                "missing_adapter": await self.refused(engine.add_adapter("none", "/nonexistent")),
+                "unloaded_adapter": await self.refused(case(adapter="none")),
+                "bad_sampling": await self.refused(case(top_p=5.0)),
+                "generated": engine.counters().generation_tokens - before,
+            },
+        )
+        await engine.remove_adapter("tiny-support")
+        yield "removed_adapter", await self.refused(case(adapter="tiny-support"))
+        jobs = [await self.job(f"many {i}", max_tokens=40, ignore_eos=True) for i in range(120)]
+        many = await asyncio.gather(*map(self.run, jobs))
+        yield (
+            "many",
+            {
+                "output": sum(result["output"] for result in many),
+                "residual": await self.residual(),
+            },
+        )
+        yield "core_killed", await self._kill_core()
+
+    async def _kill_core(self) -> dict[str, Any]:
+        async def victim() -> str:
+            try:
+                await self.run(await self.job("victim", max_tokens=3000, ignore_eos=True))
+            except port.EngineLost:
+                return "lost"
+            return "ended"
+
+        self.flowing.clear()
+        running = [asyncio.create_task(victim()) for _ in range(5)]
+        await self.flowing.wait()
+        (core,) = psutil.Process().children()
+        core.send_signal(signal.SIGKILL)
+        await asyncio.wait_for(self.engine.wait_lost(), 30)
+        results = await asyncio.wait_for(asyncio.gather(*running), 30)
+        try:
+            await self.run(await self.job("after"))
+            after = "taken"
+        except port.EngineLost:
+            after = "lost"
+        await self.engine.stop()
+        return {"running": results, "after": after, "left": len(psutil.Process().children())}
+
+
+def _say(value: object) -> None:
+    sys.stdout.write(json.dumps(value) + "\n")
+    sys.stdout.flush()
+
+
+async def _situations(probe: Probe) -> None:
+    async for name, result in probe.situations():
+        _say({"situation": name, "result": result})
+
+
+async def _serve(probe: Probe) -> None:
+    await probe.engine.start()
+    _say({"pid": os.getpid(), "core": [child.pid for child in psutil.Process().children()]})
+    await asyncio.Event().wait()
+
+
+async def _stop(probe: Probe) -> None:
+    await probe.engine.start()
+    await probe.engine.stop()
+    _say({"left": len(psutil.Process().children())})
+
+
+def main() -> None:
+    mode, home = sys.argv[1], Path(sys.argv[2])
+    probe = Probe(home)
+    asyncio.run({"situations": _situations, "serve": _serve, "stop": _stop}[mode](probe))
+
+
+if __name__ == "__main__":
+    main()

@@ -45,7 +45,7 @@ def write_log(directory: Path, size: int) -> tuple[Path, Path]:
     return log, key_file
 
 
-@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 600, 65_537])
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 600, 65_537, 65_793])
 def test_the_files_are_those_of_the_specification(size: int) -> None:
     builder, files = built(size)
     assert builder.size == size

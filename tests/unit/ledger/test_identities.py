@@ -1,0 +1,92 @@
+"""The identity index never misses an entry, whatever the order, the sizes and the restarts."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ledger.domain import identities
+from ledger.domain.identities import IdentityIndex, Run, SealedRun, fingerprints_of
+
+
+def identity(number: int) -> bytes:
+    return hashlib.sha256(b"identity %d" % number).digest()
+
+
+def prints(numbers: list[int]) -> identities.Fingerprints:
+    return fingerprints_of([identity(number) for number in numbers])
+
+
+def at(positions: list[int]) -> identities.Positions:
+    return np.array(positions, dtype=np.int64)
+
+
+@given(st.lists(st.lists(st.integers(0, 60), max_size=12), max_size=12), st.integers(1, 20))
+def test_every_entry_is_found_at_its_positions(batches: list[list[int]], run_entries: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identities, "RUN_ENTRIES", run_entries)
+        index = IdentityIndex()
+        expected: dict[int, set[int]] = {}
+        position = 0
+        for batch in batches:
+            first, position = position, position + len(batch)
+            index.add(prints(batch), at(list(range(first, position))), position)
+            for number, where in zip(batch, range(first, position), strict=True):
+                expected.setdefault(number, set()).add(where)
+        found: dict[int, set[int]] = {number: set() for number in range(61)}
+        for question, where in index.find(prints(list(range(61)))):
+            found[question].add(where)
+        assert found == {number: expected.get(number, set()) for number in range(61)}
+        assert len(index) == sum(map(len, batches))
+
+
+@given(st.integers(1, 300), st.integers(1, 40))
+def test_an_index_loaded_from_its_sealed_runs_finds_the_same(count: int, run_entries: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identities, "RUN_ENTRIES", run_entries)
+        first = IdentityIndex()
+        sealed = [
+            run
+            for number in range(count)
+            if (run := first.add(prints([number]), at([number]), number + 1)) is not None
+        ]
+        second = IdentityIndex()
+        for run in sealed:
+            second.load(run)
+        start = sealed[-1].end_position if sealed else 0
+        for number in range(start, count):
+            second.add(prints([number]), at([number]), number + 1)
+        asked = prints(list(range(count + 20)))
+        assert sorted(second.find(asked)) == sorted(first.find(asked))
+        assert sorted(first.find(asked)) == [(number, number) for number in range(count)]
+
+
+def test_a_hole_between_runs_is_refused() -> None:
+    run = Run(prints([1]), at([9]))
+    with pytest.raises(ValueError, match="a run from 0 on is needed"):
+        IdentityIndex().load(SealedRun(5, 10, run))
+
+
+def test_a_filter_that_is_full_is_followed_by_a_larger_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(identities, "_FIRST_CAPACITY", 64)
+    index = IdentityIndex()
+    index.add(prints(list(range(1_000))), at(list(range(1_000))), 1_000)
+    assert sorted(index.find(prints(list(range(1_000))))) == [(n, n) for n in range(1_000)]
+
+
+def test_what_was_never_there_is_rarely_suspected() -> None:
+    index = IdentityIndex()
+    index.add(prints(list(range(20_000))), at(list(range(20_000))), 20_000)
+    assert index.find(prints(list(range(20_000, 40_000)))) == []
+
+
+def test_no_entries_is_no_change() -> None:
+    index = IdentityIndex()
+    assert index.add(fingerprints_of([]), at([]), 7) is None
+    assert index.find(fingerprints_of([])) == []

@@ -231,8 +231,9 @@ class Generation:
                 self._world.spool.append(records.Withdrawn(self._serial))
                 self._refuse(error)
                 return
-            self.phase = Phase.ENDED
+            # Ended is what callers go by: then everything is durable.
             await self._world.spool.durable()
+            self.phase = Phase.ENDED
             end = await self._handed_over(end)
             await self._settle(end)
         finally:

@@ -1,0 +1,1 @@
+"""Measurements, each beside its baseline, on the real parts."""

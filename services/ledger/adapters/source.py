@@ -17,6 +17,7 @@ from typing import Any, Final, NamedTuple
 import structlog
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
+from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
 from aiokafka.record.memory_records import MemoryRecords
 
 from ledger.adapters import wire
@@ -180,9 +181,10 @@ class PartitionSource:
         """Errors: SourceError when the partition holds another record at the last one's offset."""
         code, part = _the_partition(await self._ask(last.offset, max_wait_ms=0))
         if code == _OFFSET_OUT_OF_RANGE:
-            if part is not None and last.offset < part[4]:
+            first, _ = await self._bounds()
+            if last.offset < first:
                 return  # Retention dropped it after it was read, as it may.
-            self._refuse(code, last.offset, part)
+            await self._refuse(code, last.offset + 1)
         if code != _NO_ERROR or part is None:
             raise KafkaError(f"fetch error {code}")
         found = [item for item in self._decode(last.offset, part).records if item[0] == last.offset]
@@ -193,6 +195,20 @@ class PartitionSource:
                 " built from: the partition lost its end and was written anew. Nothing was read"
                 " from it. Restore the partition, or rebuild with a topic of another name"
             )
+
+    async def _bounds(self) -> tuple[int, int]:
+        """[first, end) of the offsets that the partition holds. Errors: KafkaError."""
+        found: list[int] = []
+        for which in (OffsetResetStrategy.EARLIEST, OffsetResetStrategy.LATEST):
+            wanted = [(self._kafka.topic, [(self._partition, which)])]
+            response = await self._kafka.send(self._leader, OffsetRequest(-1, 0, wanted))
+            for _topic, parts in response.topics:
+                for _partition, code, _timestamp, offset in parts:
+                    if code != _NO_ERROR:
+                        raise KafkaError(f"list offsets error {code}")
+                    found.append(offset)
+        first, end = found
+        return first, end
 
     async def _ask(self, offset: int, max_wait_ms: int) -> Any:
         request = wire.Fetch(self._topic_id, self._partition, offset, max_wait_ms, FETCH_BYTES)
@@ -239,15 +255,20 @@ class PartitionSource:
                     last = fetched.records[-1]
                     self._last = LastRead(last[0], last.__eq__)
                 return fetched
-            self._refuse(code, offset, part)
+            await self._refuse(code, offset)
             # Leader moved, broker starting, topic being deleted: ask anew, which checks the id too.
             await self._failed(f"fetch error {code}", None)
             await self._open(self._topic_id)
 
-    def _refuse(self, code: int, offset: int, part: Any) -> None:
+    async def _refuse(self, code: int, offset: int) -> None:
         """Errors: SourceError for what trying again does not repair."""
         if code == _OFFSET_OUT_OF_RANGE:
-            first, end = (part[4], part[2]) if part is not None else (-1, -1)
+            try:
+                first, end = await self._bounds()
+            except (KafkaError, OSError, TimeoutError):
+                return  # The broker went away meanwhile; the offset is asked for again.
+            if first <= offset <= end:
+                return  # It is there now: a replica that had just become leader caught up.
             raise SourceError(
                 f"{self._name}: offset {offset} is wanted next, but the partition holds"
                 f" [{first}, {end}): records were deleted before they were read, or the partition"

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -188,7 +188,7 @@ class _Audit:
         }
         walk = balances.Books(sources, pins, self._export.aside)
         sizes = {name: part.size for name, part in last.logs.items()}
-        if not self._compare_served(walk, sizes):
+        if not self._compare_served(walk, sizes, pins):
             return
         stopped = walk.advance(sizes)
         digest = None if len(stopped) else walk.replay.digest()
@@ -210,7 +210,12 @@ class _Audit:
         self.report.accounts = _accounts(walk.replay)
         self.report.notes += [f"{found}; it counts for nothing" for found in walk.ignored()]
 
-    def _compare_served(self, walk: balances.Books, sizes: Mapping[str, int]) -> bool:
+    def _compare_served(
+        self,
+        walk: balances.Books,
+        sizes: Mapping[str, int],
+        pins: Mapping[str, Sequence[cuts.Pin]],
+    ) -> bool:
         """Compare what was served; tell whether the books can go on to the cut."""
         answer = served.read_served(self._export.served())
         if isinstance(answer, Finding):
@@ -227,6 +232,18 @@ class _Audit:
                 )
             )
             return True
+        control_size = positions.get(CONTROL_LOG, 0)
+        for name, size in positions.items():
+            known = max((known for start, known in pins.get(name, ()) if start < size), default=0)
+            if known > control_size:
+                self.report.findings.add(
+                    Finding(
+                        layout.SERVED_FILE,
+                        f"balances at {name} size {size} and control size {control_size} were"
+                        f" served; {name} is pinned to control size {known} there",
+                    )
+                )
+                return True
         stopped = walk.advance(positions)
         self.report.findings.merge(stopped)
         if len(stopped):

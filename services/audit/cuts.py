@@ -187,10 +187,18 @@ def _root_problem(found: CutAt, part: LogCut, seen: LogSeen | None, agreed: int)
         )
     if seen.roots.get(part.size) == part.root:
         return None
+    if part.size <= agreed:
+        # An earlier cut bears the entries out, so this one is wrong about them.
+        return Finding(
+            CUT_LOG,
+            f"it has another root of {part.log} at size {part.size} than the entries give, and an"
+            f" earlier cut agrees with the entries",
+            found.position,
+        )
     return Finding(
         part.log,
         f"the entries give another root at size {part.size} than the cut at {found.place}"
         + (f"; at size {agreed} an earlier cut agrees" if agreed else ""),
-        agreed if part.size else None,
-        part.size if part.size else None,
+        agreed,
+        part.size,
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.unit.pricing import builders as make
 
-from pricing.adapters import queries, store
+from pricing.adapters import lease, queries, store
 from pricing.adapters.migrate import migrate
 from pricing.domain import books
 from pricing.domain.digest import balances_digest
@@ -65,8 +65,8 @@ async def test_a_step_is_written_once_and_a_fenced_projector_writes_nothing(
 
     db = await store.connect(own)
     try:
-        paused = await store.take_over(db)
-        epoch = await store.take_over(db)
+        paused = await lease.acquire(db)
+        epoch = await lease.acquire(db)
         with pytest.raises(store.FencedError):
             await store.write(db, paused, step)
         assert await store.positions(db) == {}

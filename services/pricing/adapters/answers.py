@@ -13,13 +13,13 @@ from pricing.adapters import queries
 from pricing.adapters.control_view import ControlView
 from pricing.adapters.ledger_client import Ledger
 from pricing.adapters.progress import Progress
-from pricing.domain.events import Event, read_leaves
+from pricing.domain.events import Event, read_event, record_of, usage_event_of
 from pricing.domain.rating import RatedLeaf
-from tollbook.ledger.v1 import ledger_pb2
 from tollbook.pricing.v1 import pricing_pb2, pricing_pb2_grpc
 from tollbook.usage.v1 import usage_pb2
 
 _DEFAULT_PAGE: Final = 100
+_VIEW_WAIT_S: Final = 10.0
 _BEFORE_ALL: Final = 2**63 - 1
 
 
@@ -47,6 +47,10 @@ class Reader:
                 db.transaction(isolation="repeatable_read", readonly=True),
             ):
                 return await read(db)
+        except asyncpg.DataError as error:
+            raise errors.InvalidArgument(
+                f"a text of the request cannot stand in a database: {error}", reason="INVALID_FIELD"
+            ) from None
         except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
             raise errors.Unavailable(
                 f"the database does not answer: {error}", reason="DATABASE_AWAY"
@@ -170,20 +174,15 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
                 reason="EVENT_NOT_FOUND",
             )
         name, position = place
-        entry = await self._ledger.stub.GetEntry(
-            ledger_pb2.GetEntryRequest(log=name, position=position),
-            timeout=context.time_remaining() or 10,
-        )
-        event = next(iter(read_leaves(position, [entry.leaf])))
-        if not isinstance(event, Event):
-            raise errors.Internal(f"{name} position {position} is no usage event")
-        await self._view.reach(entry.control_size)
+        entry = await self._ledger.entry(name, position)
+        event = read_event(position, entry.leaf)
+        await self._view.reach(entry.control_size, _VIEW_WAIT_S)
         return pricing_pb2.GetReceiptResponse(
             receipt=self._receipt(name, event, entry.control_size, entry.leaf)
         )
 
     def _receipt(self, name: str, event: Event, pin: int, raw: bytes) -> pricing_pb2.Receipt:
-        account = self._view.projection.accounts.get(event.account_id)
+        account = self._view.projection.control.accounts.get(event.account_id)
         currency = account.currency if account is not None else ""
         lines = [part for part, _ in self._view.projection.receipt(event, pin)]
         receipt = pricing_pb2.Receipt(
@@ -234,10 +233,8 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
 
 def _quantities(raw: bytes) -> Sequence[usage_pb2.Quantity]:
     """The leaves of an event as they stand in its log entry."""
-    from kernel import leaf as leaves
-
-    record = usage_pb2.UsageRecord.FromString(leaves.decode(raw).value)
-    return usage_pb2.UsageEvent.FromString(record.usage_event).quantities
+    record = record_of(raw)
+    return usage_event_of(record).quantities if record is not None else ()
 
 
 def _receipt_line(part: RatedLeaf, currency: str) -> pricing_pb2.ReceiptLine:

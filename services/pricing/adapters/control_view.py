@@ -1,9 +1,10 @@
-"""The server's own view of the control log: for receipts and for judging a new card."""
+"""The server's own view of the control log: for receipts, and for judging a new card."""
 
 from __future__ import annotations
 
 import asyncio
 
+from kernel import errors
 from kernel.placement import CONTROL_LOG
 from pricing.adapters.ledger_client import Ledger
 from pricing.domain.projection import Projection
@@ -18,14 +19,21 @@ class ControlView:
         self.projection = Projection()
 
     async def follow(self) -> None:
-        """Follow for ever; run it as a task."""
+        """Follow for ever; run it as a task. Errors: LogReplacedError."""
         async for run in self._ledger.follow(CONTROL_LOG, 0):
             for position, raw in enumerate(run.leaves, run.first_position):
-                self.projection.apply_control(position, raw)
+                self.projection.apply_control(position, raw, run.asides.get(position, b""))
             async with self._moved:
                 self._moved.notify_all()
 
-    async def reach(self, control_size: int) -> None:
-        """Wait until the view knows a size of the control log."""
-        async with self._moved:
-            await self._moved.wait_for(lambda: self.projection.control_size >= control_size)
+    async def reach(self, control_size: int, limit_s: float) -> None:
+        """Wait until the view knows a size of the control log. Errors: Unavailable."""
+        try:
+            async with asyncio.timeout(limit_s), self._moved:
+                await self._moved.wait_for(lambda: self.projection.control.size >= control_size)
+        except TimeoutError:
+            raise errors.Unavailable(
+                f"the control log is known up to {self.projection.control.size} here, the answer"
+                f" needs {control_size}",
+                reason="CONTROL_BEHIND",
+            ) from None

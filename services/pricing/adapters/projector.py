@@ -1,7 +1,11 @@
 """The projector: follows every log, folds runs into effects, commits them with their positions.
 
-One projector writes at a time (store.py fences). What rating needs is kept in
-memory and rebuilt from the logs at each start; nothing else is.
+One projector writes at a time (lease.py, and store.py fences). What rating
+needs is kept in memory and rebuilt at each start from the control log and
+from what waits in suspense; nothing else is.
+
+While one step is being committed the next is rated. Memory is then ahead of
+the database by one step; after any failure it is thrown away and rebuilt.
 """
 
 from __future__ import annotations
@@ -12,15 +16,13 @@ from collections.abc import Callable
 from typing import Any, Final
 
 import structlog
-from opentelemetry import trace
-from opentelemetry.util.types import AnyValue
 
 from kernel import telemetry
 from kernel.placement import CONTROL_LOG, partition_of_log
-from pricing.adapters import store
+from pricing.adapters import lease, store
 from pricing.adapters.ledger_client import Ledger, Run
-from pricing.domain.events import Event, read_leaves
-from pricing.domain.projection import Effects, Projection, Suspended
+from pricing.adapters.tell import tell
+from pricing.domain.projection import Projection
 from tollbook.ledger.v1 import ledger_pb2
 
 log = structlog.get_logger()
@@ -28,37 +30,29 @@ tracer = telemetry.tracer("pricing.projector")
 
 _QUEUED_RUNS: Final = 4
 _STEP_LEAVES: Final = 20_000
-_TRACED_EVENTS: Final = 64
-_DISCOVER_MS: Final = 2_000
+_DISCOVER_MS: Final = 1_000
 
 
-async def rebuild(ledger: Ledger, control_size: int, waiting: list[tuple[str, int]]) -> Projection:
-    """Read the control log again up to a size, and the events that wait in suspense."""
+async def rebuild(ledger: Ledger, db: Any) -> tuple[Projection, dict[str, int]]:
+    """The state at the positions that the database has, and those positions."""
+    at = await store.positions(db)
     projection = Projection()
-    async for run in ledger.read(CONTROL_LOG, 0, control_size):
+    async for run in ledger.read(CONTROL_LOG, 0, at.get(CONTROL_LOG, 0)):
         for position, raw in enumerate(run.leaves, run.first_position):
-            projection.apply_control(position, raw)
-    for name, position in waiting:
-        entry = await ledger.stub.GetEntry(ledger_pb2.GetEntryRequest(log=name, position=position))
-        event = next(iter(read_leaves(position, [entry.leaf])))
-        if not isinstance(event, Event):
-            raise RuntimeError(f"{name} position {position} waits in suspense and is no event")
-        rest = tuple(
-            part.leaf
-            for part, _ in projection.receipt(event, entry.control_size)
-            if part.priced is None
-        )
-        projection.suspense[name, position] = Suspended(
-            name, entry.control_size, event._replace(leaves=rest)
-        )
-    return projection
+            projection.apply_control(position, raw, run.asides.get(position, b""))
+    for name, position, pin, leaf in await store.suspended(db):
+        projection.restore(name, position, pin, leaf)
+    return projection, at
 
 
 class Projector:
-    """One run of the projector, from take-over to the first error."""
+    """One run of the projector, from the lease to the first error."""
 
-    def __init__(self, db: Any, ledger: Ledger, on_ready: Callable[[], None]) -> None:
+    def __init__(
+        self, db: Any, lease_db: Any, ledger: Ledger, on_ready: Callable[[], None]
+    ) -> None:
         self._db = db
+        self._lease_db = lease_db
         self._ledger = ledger
         self._on_ready = on_ready
         self._queues: dict[str, deque[Run]] = {}
@@ -67,14 +61,12 @@ class Projector:
         self._projection = Projection()
 
     async def run(self) -> None:
-        """Project until an error or a fence. Errors: FencedError, database and ledger errors."""
-        epoch = await store.take_over(self._db)
-        at = await store.positions(self._db)
-        self._projection = await rebuild(
-            self._ledger, at.get(CONTROL_LOG, 0), await store.suspended(self._db)
-        )
-        log.info("projecting", epoch=epoch, positions=at)
+        """Project until an error. Errors: LeaseLostError, FencedError, LogReplacedError, others."""
+        epoch = await lease.acquire(self._lease_db)
         async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(lease.keep(self._lease_db, epoch))
+            self._projection, at = await rebuild(self._ledger, self._db)
+            log.info("projecting", epoch=epoch, positions=at)
             tasks.create_task(self._discover(at, tasks))
             tasks.create_task(self._consume(epoch))
 
@@ -105,11 +97,12 @@ class Projector:
 
     def _next(self) -> Run | None:
         """The next run that can be applied: control first, then what its pin allows."""
-        control = self._queues.get(CONTROL_LOG)
-        if control:
+        if self._queues.get(CONTROL_LOG):
             return self._take(CONTROL_LOG)
         for name, queue in self._queues.items():
-            if queue and queue[0].pin <= self._projection.control_size:
+            if queue and queue[0].pin <= self._projection.control.size:
+                # To the end of the order, so that a busy log does not starve the others.
+                self._queues[name] = self._queues.pop(name)
                 return self._take(name)
         return None
 
@@ -118,77 +111,44 @@ class Projector:
         return self._queues[name].popleft()
 
     async def _consume(self, epoch: int) -> None:
-        while True:
-            step = store.Step()
-            leaves = 0
-            while leaves < _STEP_LEAVES and (run := self._next()) is not None:
-                leaves += len(run.leaves)
-                effects = self._apply(run)
-                step.add(run.log, run.first_position, run.end_position, effects)
-            if not leaves:
+        writing: asyncio.Task[None] | None = None
+        try:
+            while True:
+                # Cleared before looking, so that what arrives meanwhile is not slept over.
                 self._arrived.clear()
-                await self._arrived.wait()
-                continue
-            with tracer.start_as_current_span("project", attributes={"tollbook.leaves": leaves}):
-                await store.write(self._db, epoch, step)
-            for name, effects in step.effects:
-                _tell(name, effects)
+                step = self._step()
+                if writing is not None:
+                    await writing
+                    writing = None
+                if step is None:
+                    await self._arrived.wait()
+                    continue
+                writing = asyncio.create_task(self._write(epoch, step))
+                # The write begins before the next step's rating takes the processor.
+                await asyncio.sleep(0)
+        finally:
+            if writing is not None:
+                writing.cancel()
 
-    def _apply(self, run: Run) -> Effects:
-        if run.log != CONTROL_LOG:
-            return self._projection.apply_usage(run.log, run.first_position, run.pin, run.leaves)
-        merged = Effects()
-        for position, raw in enumerate(run.leaves, run.first_position):
-            effects = self._projection.apply_control(position, raw)
-            merged.postings += effects.postings
-            merged.accounts += effects.accounts
-            merged.keys += effects.keys
-            merged.revoked += effects.revoked
-            merged.cards += effects.cards
-            merged.grants += effects.grants
-            merged.ignored += effects.ignored
-            # Released and waiting again within one run must not be written twice.
-            for entry in effects.released:
-                place = (entry.log, entry.event.position)
-                before = len(merged.suspended)
-                merged.suspended = [
-                    kept for kept in merged.suspended if (kept.log, kept.event.position) != place
-                ]
-                if len(merged.suspended) == before:
-                    merged.released.append(entry)
-            merged.suspended += effects.suspended
-        return merged
+    def _step(self) -> store.Step | None:
+        """Rate what is queued, up to a limit; None when nothing can be."""
+        step = store.Step()
+        leaves = 0
+        while leaves < _STEP_LEAVES and (run := self._next()) is not None:
+            leaves += len(run.leaves)
+            if run.log == CONTROL_LOG:
+                for position, raw in enumerate(run.leaves, run.first_position):
+                    aside = run.asides.get(position, b"")
+                    effects = self._projection.apply_control(position, raw, aside)
+                    step.add(CONTROL_LOG, position, position + 1, effects)
+            else:
+                effects = self._projection.apply_usage(
+                    run.log, run.first_position, run.pin, run.leaves
+                )
+                step.add(run.log, run.first_position, run.end_position, effects)
+        return step if leaves else None
 
-
-def _tell(name: str, effects: Effects) -> None:
-    """Say what was posted: a span under each request's own trace, alarms for what is wrong."""
-    for event in effects.events[:_TRACED_EVENTS]:
-        context = telemetry.context_of_ids(event.trace_id, event.span_id)
-        attributes: dict[str, AnyValue] = {
-            telemetry.ACCOUNT: event.account_id,
-            telemetry.REQUEST: event.event_id,
-            telemetry.LOG: name,
-            telemetry.POSITION: event.position,
-        }
-        with tracer.start_as_current_span(
-            "post charge", context=context, kind=trace.SpanKind.CONSUMER, attributes=attributes
-        ):
-            log.debug(
-                "posted",
-                account_id=event.account_id,
-                request_id=event.event_id,
-                log=name,
-                position=event.position,
-            )
-    if effects.suspended:
-        first = effects.suspended[0]
-        log.error(
-            "usage without a price waits in suspense",
-            entries=len(effects.suspended),
-            log=first.log,
-            position=first.event.position,
-            account_id=first.event.account_id,
-            model=first.event.context.model,
-        )
-    for ignored in effects.ignored:
-        log.error("control record ignored", position=ignored.position, why=ignored.why)
+    async def _write(self, epoch: int, step: store.Step) -> None:
+        with tracer.start_as_current_span("project", attributes={"tollbook.events": step.events}):
+            await store.write(self._db, epoch, step)
+        tell(step)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from pricing.adapters.identity import identity_of
 from pricing.domain import books
 from pricing.domain.digest import balances_digest
 from tollbook.pricing.v1 import control_pb2, money_pb2, pricing_pb2
@@ -139,9 +140,10 @@ def _posting(row: Any) -> pricing_pb2.Posting:
 async def event_place(db: Any, account_id: str, event_id: str) -> tuple[str, int] | None:
     """(log, position) of an accepted event, or None."""
     row = await db.fetchrow(
-        "SELECT log, log_position FROM usage_event WHERE account_id = $1 AND event_id = $2",
-        account_id,
-        event_id,
+        # Of two entries under one identity, which the ledger does not let happen, the first.
+        "SELECT log, log_position FROM usage_event WHERE identity = $1"
+        " ORDER BY log, log_position LIMIT 1",
+        identity_of(account_id, event_id),
     )
     return (row["log"], row["log_position"]) if row else None
 
@@ -150,9 +152,17 @@ async def key_of_secret(db: Any, secret_digest: bytes) -> Any:
     """The key a secret belongs to, or None when unknown or revoked."""
     return await db.fetchrow(
         "SELECT key_id, account_id, project_id FROM api_key"
-        " WHERE secret_digest = $1 AND NOT revoked",
+        " WHERE secret_digest = $1 AND revoked_position IS NULL",
         secret_digest,
     )
+
+
+async def ignored_why(db: Any, log: str, position: int) -> str | None:
+    """Why an entry was not applied, or None when it was."""
+    why: str | None = await db.fetchval(
+        "SELECT why FROM ignored_entry WHERE log = $1 AND log_position = $2", log, position
+    )
+    return why
 
 
 async def conservation(db: Any) -> control_pb2.ConservationCut:

@@ -7,14 +7,15 @@ wakes after another took over changes nothing.
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from typing import Any
 
 import asyncpg
 
+from pricing.adapters.identity import identity_of
 from pricing.domain import books
-from pricing.domain.projection import Effects, Totals
+from pricing.domain.state import Effects, Engine, Key, Suspended, Totals
+from pricing.domain.text import escaped
 
 
 class FencedError(RuntimeError):
@@ -22,17 +23,38 @@ class FencedError(RuntimeError):
 
 
 class Step:
-    """What a transaction writes: effects of several runs and the positions they reach."""
+    """What a transaction writes: effects of several runs, summed, and the positions they reach."""
 
     def __init__(self) -> None:
-        self.effects: list[tuple[str, Effects]] = []
         self.moves: dict[str, tuple[int, int]] = {}
+        self.effects: list[tuple[str, Effects]] = []
+        self.suspended: dict[tuple[str, int], Suspended] = {}
+        self.released: list[tuple[str, int]] = []
+        self.keys: dict[str, Key] = {}
+        self.totals: dict[str, Totals] = {}
+        self.engines: dict[str, Engine] = {}
+        self.balances: dict[books.BalanceKey, int] = {}
+        self.events = 0
 
     def add(self, log: str, first: int, end: int, effects: Effects) -> None:
         """Add the effects of the run [first, end) of a log."""
         began = self.moves.get(log, (first, first))[0]
         self.moves[log] = (began, end)
         self.effects.append((log, effects))
+        self.events += len(effects.applied)
+        for entry in effects.released:
+            # Suspended and released within one step, it was never written.
+            if self.suspended.pop(entry.place, None) is None:
+                self.released.append(entry.place)
+        for entry in effects.suspended:
+            self.suspended[entry.place] = entry
+        for key in effects.keys:
+            self.keys[key.key_id] = key
+        for account_id, totals in effects.totals.items():
+            self.totals.setdefault(account_id, Totals()).add(totals)
+        for engine_id, engine in effects.engines.items():
+            self.engines.setdefault(engine_id, Engine()).add(engine)
+        books.apply(self.balances, effects.postings)
 
 
 async def connect(dsn: str) -> Any:
@@ -40,21 +62,17 @@ async def connect(dsn: str) -> Any:
     return await asyncpg.connect(dsn, server_settings={"search_path": "pricing"}, timeout=10)
 
 
-async def take_over(db: Any) -> int:
-    """Become the projector: every earlier one is fenced. Gives the epoch."""
-    epoch: int = await db.fetchval("UPDATE projector SET epoch = epoch + 1 RETURNING epoch")
-    return epoch
-
-
 async def positions(db: Any) -> dict[str, int]:
     """How far each log is applied."""
     return {row["log"]: row["size"] for row in await db.fetch("SELECT log, size FROM log_position")}
 
 
-async def suspended(db: Any) -> list[tuple[str, int]]:
-    """(log, position) of every event that waits for a price."""
-    rows = await db.fetch("SELECT log, log_position FROM suspense ORDER BY log, log_position")
-    return [(row["log"], row["log_position"]) for row in rows]
+async def suspended(db: Any) -> list[tuple[str, int, int, bytes]]:
+    """(log, position, pin, leaf) of every event that waits for a price."""
+    rows = await db.fetch(
+        "SELECT log, log_position, control_size, leaf FROM suspense ORDER BY log, log_position"
+    )
+    return [tuple(row) for row in rows]
 
 
 async def write(db: Any, epoch: int, step: Step) -> None:
@@ -64,11 +82,21 @@ async def write(db: Any, epoch: int, step: Step) -> None:
         if mine != epoch:
             raise FencedError(f"epoch {epoch} is over: {mine} is the projector now")
         await _move(db, step)
-        for log, effects in step.effects:
-            await _write_control(db, effects)
-            await _write_usage(db, log, effects)
-        await _write_money(db, [effects for _, effects in step.effects])
+        await _write_control(db, step)
+        await _write_suspense(db, step)
+        await _write_events(db, step)
+        await _write_engines(db, step)
+        await _write_balances(db, step)
+        await _write_postings(db, step)
+        await _write_totals(db, step)
         await db.execute("NOTIFY tollbook_pricing")
+
+
+async def _copy(db: Any, table: str, records: Sequence[Any], columns: Sequence[str]) -> None:
+    if records:
+        await db.copy_records_to_table(
+            table, schema_name="pricing", records=records, columns=columns
+        )
 
 
 async def _move(db: Any, step: Step) -> None:
@@ -87,183 +115,189 @@ async def _move(db: Any, step: Step) -> None:
             raise FencedError(f"log {log} is not at {first}: another projector moved it")
 
 
-async def _write_control(db: Any, effects: Effects) -> None:
-    for account in effects.accounts:
-        await db.execute(
-            "INSERT INTO account VALUES ($1, $2, $3, $4)",
-            account.account_id,
-            account.currency,
-            account.display_name,
-            account.position,
-        )
-    for key in effects.keys:
-        await db.execute(
-            # A revoked key's id may come again with another secret.
-            "INSERT INTO api_key VALUES ($1, $2, $3, $4, $5) ON CONFLICT (key_id) DO UPDATE"
-            " SET account_id = excluded.account_id, project_id = excluded.project_id,"
-            " secret_digest = excluded.secret_digest,"
-            " control_position = excluded.control_position, revoked = false",
-            key.key_id,
-            key.account_id,
-            key.project_id,
-            key.secret_digest,
-            key.position,
-        )
-    for key_id in effects.revoked:
-        await db.execute("UPDATE api_key SET revoked = true WHERE key_id = $1", key_id)
-    for card in effects.cards:
-        await db.execute(
-            "INSERT INTO rate_card VALUES ($1, $2, $3, $4)",
-            card.card.card_id,
-            card.version,
-            card.content_hash,
-            card.position,
-        )
-    for position, grant in effects.grants:
-        await db.execute(
-            "INSERT INTO credit_grant VALUES ($1, $2, $3, $4)",
-            grant.grant_id,
-            grant.account_id,
-            int(grant.amount.amount_pico),
-            position,
-        )
-    for ignored in effects.ignored:
-        await db.execute(
-            "INSERT INTO ignored_record VALUES ($1, $2)", ignored.position, ignored.why
-        )
-
-
-async def _write_usage(db: Any, log: str, effects: Effects) -> None:
-    if effects.released:
+async def _write_control(db: Any, step: Step) -> None:
+    made = [effects for _, effects in step.effects]
+    await _copy(
+        db,
+        "account",
+        [
+            (account.account_id, account.currency, account.display_name, account.position)
+            for effects in made
+            for account in effects.accounts
+        ],
+        ("account_id", "currency", "display_name", "control_position"),
+    )
+    if step.keys:
         await db.executemany(
-            "DELETE FROM suspense WHERE log = $1 AND log_position = $2",
-            [(entry.log, entry.event.position) for entry in effects.released],
-        )
-    if effects.suspended:
-        await db.executemany(
-            "INSERT INTO suspense VALUES ($1, $2, $3)",
+            "INSERT INTO api_key VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (key_id)"
+            " DO UPDATE SET revoked_position = excluded.revoked_position",
             [
-                (entry.log, entry.event.position, entry.event.account_id)
-                for entry in effects.suspended
+                (
+                    key.key_id,
+                    key.account_id,
+                    key.project_id,
+                    key.secret_digest,
+                    key.position,
+                    key.revoked_position,
+                )
+                for key in step.keys.values()
             ],
         )
-    if effects.events:
-        await db.copy_records_to_table(
-            "usage_event",
-            schema_name="pricing",
-            records=[
-                (event.account_id, event.event_id, log, event.position) for event in effects.events
+    await _copy(
+        db,
+        "rate_card",
+        [
+            (card.card.card_id, card.version, card.content_hash, card.position)
+            for effects in made
+            for card in effects.cards
+        ],
+        ("card_id", "version", "content_hash", "control_position"),
+    )
+    await _copy(
+        db,
+        "credit_grant",
+        [
+            (grant.grant_id, grant.account_id, grant.amount_pico, grant.position)
+            for effects in made
+            for grant in effects.grants
+        ],
+        ("grant_id", "account_id", "amount_pico", "control_position"),
+    )
+    await _copy(
+        db,
+        "ignored_entry",
+        [
+            (entry.log, entry.position, escaped(entry.why))
+            for effects in made
+            for entry in effects.ignored
+        ],
+        ("log", "log_position", "why"),
+    )
+
+
+async def _write_suspense(db: Any, step: Step) -> None:
+    if step.released:
+        await db.execute(
+            "DELETE FROM suspense s USING unnest($1::text[], $2::bigint[]) AS gone (log, at)"
+            " WHERE s.log = gone.log AND s.log_position = gone.at",
+            [log for log, _ in step.released],
+            [position for _, position in step.released],
+        )
+    await _copy(
+        db,
+        "suspense",
+        [
+            (*place, escaped(entry.event.account_id), entry.pin, entry.raw)
+            for place, entry in step.suspended.items()
+        ],
+        ("log", "log_position", "account_id", "control_size", "leaf"),
+    )
+
+
+async def _write_events(db: Any, step: Step) -> None:
+    await _copy(
+        db,
+        "usage_event",
+        [
+            (identity_of(event.account_id, event.event_id), log, event.position)
+            for log, effects in step.effects
+            for event in effects.applied
+        ],
+        ("identity", "log", "log_position"),
+    )
+
+
+async def _write_engines(db: Any, step: Step) -> None:
+    if step.engines:
+        await db.executemany(
+            "INSERT INTO engine VALUES ($1, $2, $3, $4, $5) ON CONFLICT (engine_id) DO UPDATE"
+            " SET event_tokens = engine.event_tokens + excluded.event_tokens,"
+            " generation_tokens = greatest(engine.generation_tokens, excluded.generation_tokens),"
+            " waste_tokens = greatest(engine.waste_tokens, excluded.waste_tokens),"
+            " final = engine.final OR excluded.final",
+            [
+                (
+                    escaped(engine_id),
+                    engine.event_tokens,
+                    engine.generation_tokens,
+                    engine.waste_tokens,
+                    engine.final,
+                )
+                for engine_id, engine in sorted(step.engines.items())
             ],
         )
-    for engine_id, tokens in sorted(effects.engine_tokens.items()):
-        await db.execute(
-            "INSERT INTO engine (engine_id, event_tokens) VALUES ($1, $2)"
-            " ON CONFLICT (engine_id) DO UPDATE"
-            " SET event_tokens = engine.event_tokens + excluded.event_tokens",
-            engine_id,
-            tokens,
-        )
-    for reading in effects.readings:
-        await db.execute(
-            "INSERT INTO engine (engine_id, generation_tokens, waste_tokens, final)"
-            " VALUES ($1, $2, $3, $4) ON CONFLICT (engine_id) DO UPDATE"
-            " SET generation_tokens = excluded.generation_tokens,"
-            " waste_tokens = excluded.waste_tokens, final = excluded.final",
-            reading.engine_id,
-            reading.generation_tokens,
-            reading.waste_tokens,
-            reading.final,
-        )
+
+
+async def _write_balances(db: Any, step: Step) -> None:
+    if not step.balances:
+        return
+    changes = sorted(step.balances.items())
+    await db.execute(
+        "INSERT INTO balance SELECT * FROM unnest($1::text[], $2::text[], $3::numeric[])"
+        " ON CONFLICT (ledger_account, currency)"
+        " DO UPDATE SET amount_pico = balance.amount_pico + excluded.amount_pico",
+        [account for (account, _), _ in changes],
+        [currency for (_, currency), _ in changes],
+        [amount_pico for _, amount_pico in changes],
+    )
 
 
 def _customer_of(posting: books.Posting) -> str:
-    """The account a posting is listed under: the customer side of it."""
-    for side in (posting.debit, posting.credit):
-        if side.startswith("account:"):
-            return side.removeprefix("account:")
-    return ""
+    """The account a posting is listed under: the customer's side of it."""
+    prefix = books.customer("")
+    side = posting.debit if posting.debit.startswith(prefix) else posting.credit
+    return side.removeprefix(prefix)
 
 
-async def _write_money(db: Any, effects: Iterable[Effects]) -> None:
-    postings: list[books.Posting] = []
-    totals: defaultdict[str, Totals] = defaultdict(Totals)
-    for part in effects:
-        postings.extend(part.postings)
-        for account_id, more in part.totals.items():
-            sums = totals[account_id]
-            sums.requests += more.requests
-            sums.input_tokens += more.input_tokens
-            sums.cached_tokens += more.cached_tokens
-            sums.output_tokens += more.output_tokens
-            sums.cache_write_tokens += more.cache_write_tokens
-    changes: dict[books.BalanceKey, int] = {}
-    books.apply(changes, postings)
-    if changes:
-        await db.executemany(
-            "INSERT INTO balance VALUES ($1, $2, $3) ON CONFLICT (ledger_account, currency)"
-            " DO UPDATE SET amount_pico = balance.amount_pico + excluded.amount_pico",
-            [(account, currency, pico) for (account, currency), pico in sorted(changes.items())],
-        )
-    if postings:
-        await db.copy_records_to_table(
-            "posting",
-            schema_name="pricing",
-            columns=[
-                "account_id",
-                "kind",
-                "debit_account",
-                "credit_account",
-                "currency",
-                "amount_pico",
-                "log",
-                "from_position",
-                "to_position",
-                "card_id",
-                "card_version",
-                "card_hash",
-                "line_id",
-                "quantity",
-                "rated_at_control",
-            ],
-            records=[
-                (
-                    _customer_of(posting),
-                    posting.kind,
-                    posting.debit,
-                    posting.credit,
-                    posting.currency,
-                    posting.amount_pico,
-                    posting.log,
-                    posting.from_position,
-                    posting.to_position,
-                    posting.card_id,
-                    posting.card_version,
-                    posting.card_hash,
-                    posting.line_id,
-                    posting.quantity,
-                    posting.control_position,
-                )
-                for posting in postings
-            ],
-        )
-    if totals:
-        await db.executemany(
-            "INSERT INTO account_usage VALUES ($1, $2, $3, $4, $5, $6)"
-            " ON CONFLICT (account_id) DO UPDATE SET"
-            " requests = account_usage.requests + excluded.requests,"
-            " input_tokens = account_usage.input_tokens + excluded.input_tokens,"
-            " cached_tokens = account_usage.cached_tokens + excluded.cached_tokens,"
-            " output_tokens = account_usage.output_tokens + excluded.output_tokens,"
-            " cache_write_tokens = account_usage.cache_write_tokens + excluded.cache_write_tokens",
-            [
-                (
-                    account_id,
-                    sums.requests,
-                    sums.input_tokens,
-                    sums.cached_tokens,
-                    sums.output_tokens,
-                    sums.cache_write_tokens,
-                )
-                for account_id, sums in sorted(totals.items())
-            ],
-        )
+_POSTING_COLUMNS = (
+    "account_id",
+    "kind",
+    "debit_account",
+    "credit_account",
+    "currency",
+    "amount_pico",
+    "log",
+    "from_position",
+    "to_position",
+    "card_id",
+    "card_version",
+    "card_hash",
+    "line_id",
+    "quantity",
+    "rated_at_control",
+)
+
+
+async def _write_postings(db: Any, step: Step) -> None:
+    # A posting's own fields stand in the columns' order, after the account it is listed under.
+    records = [
+        (_customer_of(posting), *posting)
+        for _, effects in step.effects
+        for posting in effects.postings
+    ]
+    await _copy(db, "posting", records, _POSTING_COLUMNS)
+
+
+async def _write_totals(db: Any, step: Step) -> None:
+    if not step.totals:
+        return
+    await db.executemany(
+        "INSERT INTO account_usage VALUES ($1, $2, $3, $4, $5, $6)"
+        " ON CONFLICT (account_id) DO UPDATE SET"
+        " requests = account_usage.requests + excluded.requests,"
+        " input_tokens = account_usage.input_tokens + excluded.input_tokens,"
+        " cached_tokens = account_usage.cached_tokens + excluded.cached_tokens,"
+        " output_tokens = account_usage.output_tokens + excluded.output_tokens,"
+        " cache_write_tokens = account_usage.cache_write_tokens + excluded.cache_write_tokens",
+        [
+            (
+                escaped(account_id),
+                totals.requests,
+                totals.input_tokens,
+                totals.cached_tokens,
+                totals.output_tokens,
+                totals.cache_write_tokens,
+            )
+            for account_id, totals in sorted(step.totals.items())
+        ],
+    )

@@ -28,6 +28,8 @@ UNIT_BY_WORD: Final = {word: number for number, word in UNITS.items() if number}
 OUTCOME_BY_WORD: Final = {word: number for number, word in OUTCOMES.items() if number}
 
 STANDARD_TIER: Final = "standard"
+ANY: Final = "any"
+"""In a card's YAML, for service_tier: this line is for every tier."""
 
 
 class LeafKey(NamedTuple):

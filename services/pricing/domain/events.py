@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from google.protobuf.message import DecodeError
 
@@ -12,6 +11,9 @@ from kernel.clock import us_of
 from pricing.domain.dimensions import STANDARD_TIER, Context, LeafKey, leaf_key
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.usage.v1 import usage_pb2 as usage
+
+MAX_QUANTITY: Final = 10**12
+"""As in the contract; the ledger refuses more, and so does this reader."""
 
 
 class EventLeaf(NamedTuple):
@@ -33,12 +35,10 @@ class Event(NamedTuple):
     event_time_us: int
     leaves: tuple[EventLeaf, ...]
     engine_id: str
-    trace_id: bytes
-    span_id: bytes
 
 
 class Reading(NamedTuple):
-    """An engine's own counters at a position of a usage log."""
+    """An engine's own cumulative counters at a position of a usage log."""
 
     position: int
     engine_id: str
@@ -51,71 +51,94 @@ class UnusableLeafError(ValueError):
     """An accepted leaf that does not read as the contract says: a defect of admission."""
 
 
-def parse_usage(position: int, record: usage.UsageRecord) -> Event:
-    """Read the usage event that a record carries. Errors: UnusableLeafError."""
+def record_of(raw: bytes) -> usage.UsageRecord | None:
+    """The usage record in a leaf; None when the leaf counts for nothing (not accepted).
+
+    Errors: UnusableLeafError.
+    """
     try:
-        event = usage.UsageEvent.FromString(record.usage_event)
+        leaf = leaves.decode(raw)
+        if leaf.disposition != ledger.DISPOSITION_ACCEPTED:
+            return None
+        if leaf.aside:
+            raise UnusableLeafError("its record is too large to stand in the leaf")
+        return usage.UsageRecord.FromString(leaf.value)
+    except (leaves.LeafError, DecodeError) as error:
+        raise UnusableLeafError(str(error)) from None
+
+
+def usage_event_of(record: usage.UsageRecord) -> usage.UsageEvent:
+    """The usage event in a record. Errors: UnusableLeafError."""
+    try:
+        return usage.UsageEvent.FromString(record.usage_event)
     except DecodeError as error:
-        raise UnusableLeafError(f"position {position}: {error}") from None
-    context = Context(
+        raise UnusableLeafError(str(error)) from None
+
+
+def context_of(event: usage.UsageEvent) -> Context:
+    """What the event brings that may select a price, with the unspecified filled in."""
+    return Context(
         event.served_model,
         event.base_model or event.served_model,
         event.adapter,
         event.service_tier or STANDARD_TIER,
         event.region,
     )
-    parts = tuple(
-        EventLeaf(
-            leaf_key(
-                item.unit,
-                item.direction,
-                item.modality,
-                item.cache_use,
-                item.cache_ttl,
-                item.token_kind,
-                item.attribute,
-            ),
-            item.amount,
-            item.undelivered_amount,
+
+
+def check_counts(amount: int, undelivered: int) -> None:
+    """Refuse counts that could raise a balance or overflow. Errors: UnusableLeafError."""
+    if not 0 <= undelivered <= amount <= MAX_QUANTITY:
+        raise UnusableLeafError(
+            f"a quantity of {amount}, of which {undelivered} undelivered, is not"
+            f" 0 <= undelivered <= amount <= {MAX_QUANTITY}"
         )
-        for item in event.quantities
+
+
+def leaf_of(item: usage.Quantity) -> EventLeaf:
+    """A quantity as rating reads it. Errors: UnusableLeafError."""
+    check_counts(item.amount, item.undelivered_amount)
+    key = leaf_key(
+        item.unit,
+        item.direction,
+        item.modality,
+        item.cache_use,
+        item.cache_ttl,
+        item.token_kind,
+        item.attribute,
     )
-    if any(not 0 <= part.undelivered <= part.amount for part in parts):
-        raise UnusableLeafError(f"position {position}: a quantity is negative or over-undelivered")
+    return EventLeaf(key, item.amount, item.undelivered_amount)
+
+
+def event_of(position: int, event: usage.UsageEvent) -> Event:
+    """A usage event as rating reads it. Errors: UnusableLeafError."""
+    if not event.account_id:
+        raise UnusableLeafError("a usage event without an account")
     return Event(
         position,
         event.event_id,
         event.account_id,
-        context,
+        context_of(event),
         event.outcome,
         us_of(event.event_time),
-        parts,
+        tuple(leaf_of(item) for item in event.quantities),
         event.engine_id,
-        record.trace_id,
-        record.span_id,
     )
 
 
-def read_leaves(first_position: int, data: Sequence[bytes]) -> Iterator[Event | Reading]:
-    """Give what counts of a run of leaves: accepted usage events and engine readings.
+def reading_of(position: int, reading: usage.EngineReading) -> Reading:
+    """An engine's reading. Errors: UnusableLeafError when a counter is negative."""
+    waste = [item.tokens for item in reading.waste]
+    if reading.generation_tokens < 0 or any(tokens < 0 for tokens in waste):
+        raise UnusableLeafError("an engine's counter is negative")
+    return Reading(
+        position, reading.engine_id, reading.generation_tokens, sum(waste), reading.final
+    )
 
-    Duplicates, conflicts, rejected records and stream closings count for
-    nothing and are passed over.
-    """
-    for position, raw in enumerate(data, first_position):
-        leaf = leaves.decode(raw)
-        if leaf.disposition != ledger.DISPOSITION_ACCEPTED:
-            continue
-        record = usage.UsageRecord.FromString(leaf.value)
-        body = record.WhichOneof("body")
-        if body == "usage_event":
-            yield parse_usage(position, record)
-        elif body == "engine_reading":
-            reading = record.engine_reading
-            yield Reading(
-                position,
-                reading.engine_id,
-                reading.generation_tokens,
-                sum(item.tokens for item in reading.waste),
-                reading.final,
-            )
+
+def read_event(position: int, raw: bytes) -> Event:
+    """The usage event in a leaf. Errors: UnusableLeafError when there is none."""
+    record = record_of(raw)
+    if record is None or record.WhichOneof("body") != "usage_event":
+        raise UnusableLeafError(f"position {position} holds no accepted usage event")
+    return event_of(position, usage_event_of(record))

@@ -1,4 +1,7 @@
-"""Rating: what each leaf of an event is charged. Pure, integers only.
+"""Rating one event: what each of its leaves is charged, by which line. Pure, integers only.
+
+This is the reference: receipts and what waits in suspense are rated by it,
+and batch.py, which rates a run of events at once, must agree with it.
 
 RATING_VERSION stands in every cut: another version may give other bytes from
 the same logs, so it changes with any change of result.
@@ -11,6 +14,7 @@ from typing import Final, NamedTuple
 from pricing.domain.catalogue import Catalogue, Priced
 from pricing.domain.dimensions import OUTCOMES
 from pricing.domain.events import Event, EventLeaf
+from pricing.domain.outcomes import charged_quantity
 
 RATING_VERSION: Final = 1
 
@@ -25,33 +29,27 @@ class RatedLeaf(NamedTuple):
     amount_pico: int
 
 
-def charged_quantity(leaf: EventLeaf, rule: str) -> int:
-    """How many of a leaf's units an outcome rule charges."""
-    if rule == "generated":
-        return leaf.amount
-    if rule == "delivered":
-        return leaf.amount - leaf.undelivered
-    return 0
+def outcome_word(outcome: int) -> str:
+    """An outcome's word as cards know it; a number the contract does not know reads `#N`."""
+    return OUTCOMES.get(outcome, f"#{outcome}")
 
 
 def rate_event(event: Event, currency: str, catalogue: Catalogue) -> tuple[RatedLeaf, ...]:
     """Rate one event for an account of a currency under what is known.
 
-    A leaf with amount 0 costs nothing and needs no price. Prices and
-    quantities are not negative, so neither is any amount.
+    A leaf with amount 0 costs nothing and needs no price: it is left out.
+    Prices and quantities are not negative, so neither is any amount.
     """
     rated: list[RatedLeaf] = []
+    segment = catalogue.segment(event.event_time_us)
     for leaf in event.leaves:
         if leaf.amount == 0:
             continue
-        priced = catalogue.price(
-            event.account_id, currency, event.event_time_us, event.context, leaf.key
-        )
+        priced = catalogue.price(event.account_id, currency, segment, event.context, leaf.key)
         if priced is None:
             rated.append(RatedLeaf(leaf, 0, "", None, 0))
             continue
-        outcome = OUTCOMES.get(event.outcome, f"#{event.outcome}")
-        rule = priced.published.card.outcome_rule(outcome)
-        charged = charged_quantity(leaf, rule)
+        rule = priced.published.card.outcome_rule(outcome_word(event.outcome))
+        charged = charged_quantity(leaf.amount, leaf.undelivered, rule)
         rated.append(RatedLeaf(leaf, charged, rule, priced, charged * priced.line.price_pico))
     return tuple(rated)

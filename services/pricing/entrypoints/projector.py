@@ -11,9 +11,10 @@ import grpc.aio
 import structlog
 import uvloop
 
-from kernel import grpcs, settings, telemetry
+from kernel import errors, grpcs, settings, telemetry
 from pricing.adapters import store
-from pricing.adapters.ledger_client import Ledger
+from pricing.adapters.lease import LeaseLostError
+from pricing.adapters.ledger_client import Ledger, LogReplacedError
 from pricing.adapters.projector import Projector
 from pricing.settings import ProjectorSettings
 
@@ -21,42 +22,56 @@ log = structlog.get_logger()
 _RETRY_MS: Final = 500
 
 
-async def _project_for_ever(config: ProjectorSettings, door: grpcs.Server) -> None:
-    """Run the projector; a lost database or ledger is met again after a moment."""
-    ready: set[asyncio.Task[None]] = set()
+async def _project_once(config: ProjectorSettings, door: grpcs.Server, ledger: Ledger) -> None:
+    """Wait for the lease and project until an error."""
+    tasks: set[asyncio.Task[None]] = set()
 
     def on_ready() -> None:
         task = asyncio.ensure_future(door.set_ready(True))
-        ready.add(task)
-        task.add_done_callback(ready.discard)
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
+    async with contextlib.AsyncExitStack() as open_connections:
+        connections = []
+        for _ in range(2):
+            db = await store.connect(config.pricing_postgres)
+            open_connections.callback(db.terminate)
+            connections.append(db)
+        try:
+            await Projector(connections[0], connections[1], ledger, on_ready).run()
+        finally:
+            await door.set_ready(False)
+
+
+async def _project_for_ever(config: ProjectorSettings, door: grpcs.Server) -> None:
+    """Project again after every error that another moment may mend.
+
+    Errors: LogReplacedError, which no moment mends.
+    """
     ledger = Ledger(config.ledger_address)
     try:
-        fenced = False
-        while not fenced:
-            db = None
+        while True:
             try:
-                db = await store.connect(config.pricing_postgres)
-                await Projector(db, ledger, on_ready).run()
-            except* store.FencedError as group:
-                # Leaving lets the supervisor start anew; going on would fight the other one.
-                log.error("fenced: another projector took over", error=str(group.exceptions[0]))
-                fenced = True
+                await _project_once(config, door, ledger)
+            except* (store.FencedError, LeaseLostError) as group:
+                log.warning("another projector took over", error=str(group.exceptions[0]))
             except* (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as group:
                 log.warning("database away", error=str(group.exceptions[0]))
-            except* grpc.aio.AioRpcError as group:
+            except* (grpc.aio.AioRpcError, errors.Unavailable) as group:
                 log.warning("ledger away", error=str(group.exceptions[0])[:300])
-            finally:
-                await door.set_ready(False)
-                if db is not None:
-                    db.terminate()
             await asyncio.sleep(_RETRY_MS / 1000)
     finally:
         await ledger.close()
 
 
+def _innermost(error: BaseException) -> BaseException:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
 async def serve(config: ProjectorSettings) -> None:
-    """Project until SIGTERM."""
+    """Project until SIGTERM, or leave with status 1 when it cannot go on."""
     stopped = grpcs.stop_event()
     door = grpcs.Server("pricing-projector", config.health_address)
     await door.start()
@@ -65,13 +80,17 @@ async def serve(config: ProjectorSettings) -> None:
     await asyncio.wait({work, waiter}, return_when=asyncio.FIRST_COMPLETED)
     work.cancel()
     try:
-        with contextlib.suppress(asyncio.CancelledError):
-            await work
+        await work
+    except asyncio.CancelledError:
+        log.info("stopped")
+    except BaseException as error:
+        found = _innermost(error)
+        if not isinstance(found, LogReplacedError):
+            raise
+        log.error("cannot go on: a log was replaced or cut", error=str(found))
+        raise SystemExit(1) from None
     finally:
         await door.stop(0)
-    log.info("stopped")
-    if not stopped.is_set():
-        raise SystemExit(3)
 
 
 def main() -> None:

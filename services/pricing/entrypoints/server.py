@@ -57,7 +57,7 @@ async def serve(config: ServerSettings) -> None:
         PricingAnswers(reader, ledger, view), door.grpc
     )
     pricing_pb2_grpc.add_ControlServiceServicer_to_server(
-        ControlChanges(reader, ledger, view, SystemClock()), door.grpc
+        ControlChanges(reader, ledger, SystemClock()), door.grpc
     )
     await door.start()
     background = [asyncio.ensure_future(progress.listen()), asyncio.ensure_future(view.follow())]

@@ -6,7 +6,8 @@ import hashlib
 
 from kernel import leaf as leaves
 from kernel.clock import timestamp_of
-from pricing.domain.card import content_hash, parse_card
+from pricing.domain.card import Card, content_hash
+from pricing.domain.card_yaml import parse_card
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.pricing.v1 import control_pb2, money_pb2
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -52,16 +53,21 @@ def grant(position: int, grant_id: str, amount_pico: int, account_id: str = "acm
 
 
 def card(position: int, text: str = CARD, version: int = 1) -> bytes:
-    document = parse_card(text).document()
-    return control(
-        position,
-        rate_card_published=control_pb2.RateCardPublished(
-            card_id=parse_card(text).card_id,
-            version=version,
-            content_hash=content_hash(document),
-            document=document,
-        ),
+    return control(position, rate_card_published=published(parse_card(text), version))
+
+
+def published(made: Card, version: int = 1) -> control_pb2.RateCardPublished:
+    document = made.document()
+    record = control_pb2.RateCardPublished(
+        card_id=made.card_id,
+        version=version,
+        content_hash=content_hash(document),
+        effective_from=timestamp_of(made.effective_from_us),
+        document=document,
     )
+    if made.effective_to_us is not None:
+        record.effective_to.CopyFrom(timestamp_of(made.effective_to_us))
+    return record
 
 
 def event(

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from tests.unit.pricing.builders import CARD
 
-from pricing.domain.card import card_from_document, parse_card
+from pricing.domain.card import read_document
+from pricing.domain.card_yaml import parse_card
 from pricing.domain.document import DocumentError
 
 
@@ -17,7 +18,7 @@ def problems(text: str) -> list[str]:
 
 def test_a_card_survives_its_document() -> None:
     card = parse_card(CARD)
-    assert card_from_document(card.document()) == card
+    assert read_document(card.document()) == card
     assert [line.price_pico for line in card.lines] == [150_000, 75_000, 600_000]
 
 

@@ -11,7 +11,8 @@ from tests.unit.pricing import builders as make
 from kernel import leaf as leaves
 from pricing.domain import books
 from pricing.domain.digest import balances_digest
-from pricing.domain.projection import Effects, Projection
+from pricing.domain.projection import Projection
+from pricing.domain.state import Effects
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.usage.v1 import usage_pb2 as usage
 
@@ -30,7 +31,7 @@ class Books:
         return effects
 
     def control(self, raw: bytes) -> Effects:
-        return self.take(self.projection.apply_control(self.projection.control_size, raw))
+        return self.take(self.projection.apply_control(self.projection.control.size, raw))
 
     def usage(self, first: int, pin: int, *data: bytes) -> Effects:
         return self.take(self.projection.apply_usage(LOG, first, pin, data))
@@ -151,7 +152,7 @@ def test_batches_and_interleaving_change_no_unit(
         size = sizes[index % len(sizes)]
         parts.usage(at, 3, *data[at : at + size])
         at += size
-    if parts.projection.control_size == 3:
+    if parts.projection.control.size == 3:
         parts.control(make.card(3, late))
     assert parts.digest() == whole.digest()
     assert sum(whole.balances.values()) == 0

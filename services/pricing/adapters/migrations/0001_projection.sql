@@ -1,10 +1,13 @@
 -- Everything here can be dropped and rebuilt from the logs; the logs are the only truth.
 
+-- Who projects. A write is made under the newest epoch or not at all.
 CREATE TABLE projector (
     only_row boolean PRIMARY KEY DEFAULT true CHECK (only_row),
-    epoch bigint NOT NULL
+    epoch bigint NOT NULL,
+    backend_pid int NOT NULL,
+    renewed_at timestamptz NOT NULL
 );
-INSERT INTO projector (epoch) VALUES (0);
+INSERT INTO projector (epoch, backend_pid, renewed_at) VALUES (0, 0, '-infinity');
 
 -- How far each log is applied; committed together with what that wrote.
 CREATE TABLE log_position (
@@ -25,7 +28,7 @@ CREATE TABLE api_key (
     project_id text NOT NULL,
     secret_digest bytea NOT NULL UNIQUE,
     control_position bigint NOT NULL,
-    revoked boolean NOT NULL DEFAULT false
+    revoked_position bigint
 );
 
 CREATE TABLE rate_card (
@@ -43,10 +46,12 @@ CREATE TABLE credit_grant (
     control_position bigint NOT NULL
 );
 
--- Control records that could not be applied, and why.
-CREATE TABLE ignored_record (
-    control_position bigint PRIMARY KEY,
-    why text NOT NULL
+-- Entries that could not be applied, and why.
+CREATE TABLE ignored_entry (
+    log text NOT NULL,
+    log_position bigint NOT NULL,
+    why text NOT NULL,
+    PRIMARY KEY (log, log_position)
 );
 
 CREATE TABLE balance (
@@ -71,7 +76,7 @@ CREATE TABLE posting (
     card_version int NOT NULL,
     card_hash bytea NOT NULL,
     line_id text NOT NULL,
-    quantity numeric(39, 0) NOT NULL,
+    quantity bigint NOT NULL,
     rated_at_control bigint NOT NULL
 );
 CREATE INDEX posting_by_account ON posting (account_id, posting_id);
@@ -85,28 +90,30 @@ CREATE TABLE account_usage (
     cache_write_tokens bigint NOT NULL
 );
 
--- Where each accepted event stands, for receipts and for callers that wait.
+-- Where each applied event stands, for receipts and for callers that wait. Identities are
+-- strangers' text of any kind and length, so a digest of them is kept (adapters/identity.py).
 CREATE TABLE usage_event (
-    account_id text NOT NULL,
-    event_id text NOT NULL,
+    identity bytea NOT NULL,
     log text NOT NULL,
-    log_position bigint NOT NULL,
-    PRIMARY KEY (account_id, event_id)
+    log_position bigint NOT NULL
 );
+CREATE INDEX usage_event_by_identity ON usage_event (identity);
 
--- Events with a leaf that has no price yet.
+-- Events with a leaf that has no price yet, with what a restarted projector needs of them.
 CREATE TABLE suspense (
     log text NOT NULL,
     log_position bigint NOT NULL,
     account_id text NOT NULL,
+    control_size bigint NOT NULL,
+    leaf bytea NOT NULL,
     PRIMARY KEY (log, log_position)
 );
 CREATE INDEX suspense_by_account ON suspense (account_id);
 
 CREATE TABLE engine (
     engine_id text PRIMARY KEY,
-    event_tokens bigint NOT NULL DEFAULT 0,
-    generation_tokens bigint NOT NULL DEFAULT 0,
-    waste_tokens bigint NOT NULL DEFAULT 0,
-    final boolean NOT NULL DEFAULT false
+    event_tokens bigint NOT NULL,
+    generation_tokens bigint NOT NULL,
+    waste_tokens bigint NOT NULL,
+    final boolean NOT NULL
 );

@@ -1,0 +1,19 @@
+"""Text that may stand in tables, digests and answers without surprise."""
+
+from __future__ import annotations
+
+import re
+from typing import Final
+
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+_TO_ESCAPE: Final = re.compile("[\x00-\x1f\x7f-\x9f\\\\]")
+
+
+def is_plain(text: str) -> bool:
+    """Tell whether a text has no control character: no tab, no newline, no NUL."""
+    return _CONTROL.search(text) is None
+
+
+def escaped(text: str) -> str:
+    r"""Write a text without control characters, reversibly: a tab is `\x09`, a backslash `\x5c`."""
+    return _TO_ESCAPE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)

@@ -22,6 +22,9 @@ AWAY: Final = (
     TimeoutError,
     asyncpg.PostgresConnectionError,
     asyncpg.InterfaceError,
+    # Raised on giving back a connection whose server died in the middle of a statement. To take
+    # it for "away" is safe: the answer is always to throw away what is in memory and ask again.
+    asyncpg.InternalClientError,
     asyncpg.OperatorInterventionError,
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,

@@ -1,0 +1,1 @@
+"""The export: everything an auditor needs of a running system, as files."""

@@ -21,7 +21,7 @@ class Streams:
 
     def __init__(self, journal: Journal, boot: str, partitions: int) -> None:
         self._journal = journal
-        self._boot = boot
+        self.boot = boot
         self.partitions = partitions
 
     def usage_event(
@@ -67,10 +67,10 @@ class Streams:
 
     def is_own(self, stream_id: str) -> bool:
         """True for a stream of this boot."""
-        return stream_id.rpartition("/")[0] == self._boot
+        return stream_id.rpartition("/")[0] == self.boot
 
     def _next(self, partition: int, key: str, record: usage.UsageRecord) -> Outbound:
-        stream_id = f"{self._boot}/{partition}"
+        stream_id = f"{self.boot}/{partition}"
         stream = self._journal.streams.get(stream_id)
         record.stream_id = stream_id
         record.stream_seq = stream.next_seq if stream is not None else 0

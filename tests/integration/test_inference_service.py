@@ -1,0 +1,491 @@
+"""The inference service on the real engine and broker: what callers get is what is counted."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import os
+import struct
+import time
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from pathlib import Path
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+from google.rpc import error_details_pb2
+from tests.integration.inference_service import (
+    KeyServer,
+    Place,
+    Service,
+    bearer,
+    chat,
+    events_of,
+    eventually_in_topic,
+    final_residuals,
+    gaps,
+    output_of,
+    serving,
+    tokens,
+    topic,
+    undelivered_of,
+)
+
+from inference import tinymodel
+from kernel import grpcs
+from kernel.placement import partition_of, usage_log
+from tollbook.inference.v1 import inference_pb2 as inference
+from tollbook.stack import Stack, running_stack
+from tollbook.usage.v1 import usage_pb2 as usage
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.engine,
+    pytest.mark.timeout(600),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+TRAILER = "tollbook-usage-bin"
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Stack]:
+    with running_stack(parts=("kafka", "topic")) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def kafka(broker: Stack) -> str:
+    return broker.address("kafka")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def keys() -> AsyncIterator[KeyServer]:
+    server = KeyServer()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(
+    kafka: str, keys: KeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Service]:
+    folder = tmp_path_factory.mktemp("inference")
+    tinymodel.make(folder / "tiny")
+    async with serving(Place(folder, kafka, keys.address, folder / "tiny")) as running:
+        yield running
+        # Whatever the tests did: nothing is missing, nothing is too much.
+        engine = await running.engine()
+        assert engine.residual_tokens == 0
+        assert await running.end() == 0
+        received = await topic(kafka)
+        assert gaps(received) == []
+        assert set(final_residuals(received).values()) == {0}
+
+
+async def taken(service: Service, before: inference.EngineConservation) -> int:
+    """Tokens the engine's own counter grew by."""
+    after = await service.engine()
+    assert after.residual_tokens == 0
+    return after.reading.generation_tokens - before.reading.generation_tokens
+
+
+async def code_of(call: Awaitable[object]) -> grpc.StatusCode:
+    """How a call ended."""
+    try:
+        await call
+    except grpc.aio.AioRpcError as error:
+        return error.code()
+    return grpc.StatusCode.OK
+
+
+def digest_of(ids: list[int]) -> bytes:
+    return hashlib.sha256(struct.pack(f"<{len(ids)}I", *ids)).digest()
+
+
+async def test_a_stream_says_what_the_topic_says(service: Service, kafka: str) -> None:
+    before = await service.engine()
+    trace_id = os.urandom(16)
+    parent = f"00-{trace_id.hex()}-{os.urandom(8).hex()}-01"
+    call = service.stream(
+        chat("What is a token?", "stream-1", max_tokens=40, ignore_eos=True),
+        "acct-3",
+        metadata=(("traceparent", parent),),
+    )
+    messages = [message async for message in call]
+    kinds = [message.WhichOneof("event") for message in messages]
+    assert kinds[0] == "started"
+    assert kinds[-2:] == ["finished", "usage"]
+    assert set(kinds[1:-2]) == {"delta"}
+    started, summary = messages[0].started, messages[-1].usage
+    assert not started.replayed
+    ids = [token for message in messages for token in message.delta.token_ids]
+    cumulative = [m.delta.cumulative_tokens for m in messages if m.HasField("delta")]
+    assert cumulative == sorted(cumulative)
+    assert len(ids) == 40 == summary.output_tokens == messages[-2].finished.output_tokens
+    assert messages[-2].finished.finish_reason == usage.FINISH_REASON_LENGTH
+    assert summary.prompt_tokens == started.prompt_tokens > 0
+    assert summary.outcome == usage.OUTCOME_COMPLETE
+    assert summary.account_id == "acct-3"
+    assert summary.log == usage_log(partition_of("acct-3", 4))
+    trailing = dict(await call.trailing_metadata())
+    assert inference.UsageSummary.FromString(trailing[TRAILER]) == summary
+    assert await taken(service, before) == 40
+
+    received = await eventually_in_topic(kafka, {("acct-3", "stream-1")})
+    (item,) = [r for r in received if r.record.usage_event and r.event.event_id == "stream-1"]
+    assert item.partition == partition_of("acct-3", 4)
+    assert item.key == "acct-3"
+    assert item.record.trace_id == trace_id
+    assert item.headers["traceparent"].decode().split("-")[1] == trace_id.hex()
+    event = item.event
+    assert list(event.quantities) == list(summary.quantities)
+    assert undelivered_of(event) == 0
+    assert event.output_digest == digest_of(ids)
+    assert (event.key_id, event.project_id) == ("key-acct-3", "p")
+    assert (event.served_model, event.base_model, event.adapter) == ("tiny", "tiny", "")
+    assert len(event.provenance.model_digest) == 32
+    assert len(event.provenance.tokenizer_digest) == 32
+    times = [event.event_time, event.first_token_time, event.end_time]
+    order = [stamp.seconds * 10**9 + stamp.nanos for stamp in times]
+    assert order == sorted(order)
+    assert order[0] > 0
+
+
+async def test_once_and_several_choices_count_the_prompt_once(service: Service) -> None:
+    before = await service.engine()
+    ids = list(range(300, 390))
+    one = await service.once(tokens(ids, max_tokens=10, ignore_eos=True), "acct-1")
+    assert one.usage.prompt_tokens == 90
+    several = await service.once(
+        tokens(ids[::-1], max_tokens=10, ignore_eos=True, n=3, seed=5, temperature=1.0), "acct-1"
+    )
+    assert several.usage.prompt_tokens == 90
+    # Siblings find each other's blocks; that is no cache of the caller's.
+    assert several.usage.cached_tokens == 0
+    assert several.usage.output_tokens == 30
+    assert [choice.index for choice in several.choices] == [0, 1, 2]
+    assert len({tuple(choice.token_ids) for choice in several.choices}) == 3
+    assert await taken(service, before) == 40
+
+
+async def test_a_cached_prefix_is_one_accounts_own(service: Service) -> None:
+    ids = list(range(400, 500))
+    first = await service.once(tokens(ids, max_tokens=2, ignore_eos=True), "acct-1")
+    again = await service.once(tokens(ids, max_tokens=2, ignore_eos=True), "acct-1")
+    other = await service.once(tokens(ids, max_tokens=2, ignore_eos=True), "acct-2")
+    assert first.usage.cached_tokens == 0
+    # Whole blocks of 32, and at least one token is always computed.
+    assert again.usage.cached_tokens == 96
+    assert again.usage.prompt_tokens == 100
+    assert other.usage.cached_tokens == 0
+    amounts = {(q.direction, q.cache_use): q.amount for q in again.usage.quantities}
+    assert amounts == {
+        (usage.DIRECTION_IN, usage.CACHE_USE_NONE): 4,
+        (usage.DIRECTION_IN, usage.CACHE_USE_READ): 96,
+        (usage.DIRECTION_OUT, usage.CACHE_USE_NONE): 2,
+    }
+
+
+async def test_a_stop_string_bills_its_tokens_and_no_more(service: Service) -> None:
+    before = await service.engine()
+    whole = await service.once(
+        tokens(range(10, 80), max_tokens=60, temperature=0.0, ignore_eos=True)
+    )
+    text = whole.choices[0].text
+    # A string that stands somewhere in the middle of what greedy sampling says.
+    stop = next(word for word in text[len(text) // 3 :].split() if len(word) > 1)
+    cut = await service.once(
+        tokens(range(10, 80), max_tokens=60, temperature=0.0, ignore_eos=True, stop=[stop])
+    )
+    assert cut.choices[0].finish_reason == usage.FINISH_REASON_STOP
+    assert stop not in cut.choices[0].text
+    assert 0 < cut.usage.output_tokens < 60
+    assert list(cut.choices[0].token_ids) == list(
+        whole.choices[0].token_ids[: cut.usage.output_tokens]
+    )
+    assert await taken(service, before) == 60 + cut.usage.output_tokens
+
+
+async def test_the_contexts_end_caps_in_silence(service: Service) -> None:
+    answer = await service.once(
+        tokens([7] * 4090, max_tokens=50, ignore_eos=True, temperature=1.0), timeout=60
+    )
+    assert answer.usage.output_tokens == 6
+    assert answer.choices[0].finish_reason == usage.FINISH_REASON_LENGTH
+
+
+async def test_an_adapter_is_billed_under_its_own_name(service: Service, kafka: str) -> None:
+    spec = tokens(range(50, 90), "lora-1", "tiny-support", max_tokens=12, temperature=0.0)
+    adapted = await service.once(spec)
+    plain = await service.once(tokens(range(50, 90), max_tokens=12, temperature=0.0))
+    assert list(adapted.choices[0].token_ids) != list(plain.choices[0].token_ids)
+    event = events_of(await eventually_in_topic(kafka, {("acct-0", "lora-1")}))[
+        ("acct-0", "lora-1")
+    ]
+    assert (event.served_model, event.base_model) == ("tiny-support", "tiny")
+    assert event.adapter == "tiny-support"
+    assert len(event.provenance.adapter_digest) == 32
+
+
+@pytest.mark.parametrize(
+    ("spec", "code"),
+    [
+        (tokens([7] * 4096), grpc.StatusCode.INVALID_ARGUMENT),
+        (tokens([10**6]), grpc.StatusCode.INVALID_ARGUMENT),
+        (tokens([]), grpc.StatusCode.INVALID_ARGUMENT),
+        (chat("x" * 60_000), grpc.StatusCode.INVALID_ARGUMENT),
+        (chat("hello", max_tokens=0), grpc.StatusCode.INVALID_ARGUMENT),
+        (chat("hello", temperature=float("nan")), grpc.StatusCode.INVALID_ARGUMENT),
+        (chat("hello", n=65), grpc.StatusCode.INVALID_ARGUMENT),
+        (chat("hello", request_id="a b"), grpc.StatusCode.INVALID_ARGUMENT),
+        (chat("hello", model="no-such"), grpc.StatusCode.NOT_FOUND),
+    ],
+    ids=["over-length", "unknown-id", "empty", "long-chat", "zero", "nan", "n", "id", "model"],
+)
+async def test_a_bad_request_costs_nothing(
+    service: Service, spec: inference.GenerationSpec, code: grpc.StatusCode
+) -> None:
+    before = await service.engine()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.once(spec)
+    assert caught.value.code() == code
+    assert caught.value.details()
+    assert TRAILER not in dict(caught.value.trailing_metadata() or ())
+    assert await taken(service, before) == 0
+
+
+@pytest.mark.parametrize("authorization", [None, "Bearer nobody", "secret-acct-0", "Bearer "])
+async def test_without_a_key_nothing_is_served(service: Service, authorization: str | None) -> None:
+    metadata = (("authorization", authorization),) if authorization is not None else ()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.stub.GenerateOnce(
+            inference.GenerateOnceRequest(spec=chat("hello")), metadata=metadata
+        )
+    assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("choices", [1, 3])
+async def test_a_cancelled_stream_counts_what_the_engine_generated(
+    service: Service, kafka: str, choices: int
+) -> None:
+    before = await service.engine()
+    name = f"cancel-{choices}"
+    call = service.stream(
+        chat("Tell me everything", name, max_tokens=3_000, ignore_eos=True, n=choices)
+    )
+    seen = 0
+    async for message in call:
+        seen += len(message.delta.token_ids)
+        if seen >= 25:
+            break
+    call.cancel()
+    generated = await taken(service, before)
+    event = events_of(await eventually_in_topic(kafka, {("acct-0", name)}))[("acct-0", name)]
+    assert event.outcome == usage.OUTCOME_CLIENT_ABORT
+    assert event.finish_reason == usage.FINISH_REASON_ABORT
+    assert seen <= output_of(event) == generated < 3_000 * choices
+    # gRPC may have carried a little more than the caller looked at.
+    assert output_of(event) - undelivered_of(event) >= seen
+
+
+async def test_a_deadline_is_told_from_a_cancellation(service: Service, kafka: str) -> None:
+    before = await service.engine()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.once(
+            chat("Tell me more", "late-1", max_tokens=3_900, ignore_eos=True), timeout=0.5
+        )
+    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
+    generated = await taken(service, before)
+    event = events_of(await eventually_in_topic(kafka, {("acct-0", "late-1")}))[
+        ("acct-0", "late-1")
+    ]
+    assert event.outcome == usage.OUTCOME_DEADLINE
+    assert output_of(event) == generated
+    # One answer at the end, and there was none: nothing was delivered.
+    assert undelivered_of(event) == generated
+
+
+async def test_a_slow_reader_gets_everything_in_fewer_pieces(service: Service) -> None:
+    """The engine is done long before the caller reads: what waited comes joined."""
+    before = await service.engine()
+    choices, each = 8, 1_000
+    call = service.stream(
+        chat("Slowly", "slow-1", max_tokens=each, n=choices, ignore_eos=True), timeout=120
+    )
+    messages = aiter(call)
+    assert (await anext(messages)).HasField("started")
+    deadline = time.monotonic() + 60
+    while True:
+        state = await service.conservation()
+        assert state.engines[-1].residual_tokens == 0
+        if not state.in_flight or state.engines[-1].in_flight_tokens == choices * each:
+            break
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.05)
+    deltas, total = 0, 0
+    async for message in messages:
+        if message.HasField("delta"):
+            deltas += 1
+            total += len(message.delta.token_ids)
+    assert total == choices * each
+    assert deltas < choices * each
+    assert await taken(service, before) == choices * each
+
+
+async def test_one_id_at_once_and_again_is_one_run_of_the_engine(
+    service: Service, kafka: str
+) -> None:
+    before = await service.engine()
+    spec = chat("Only once", "twice-1", max_tokens=50, ignore_eos=True)
+
+    async def streamed() -> list[int]:
+        return [t async for m in service.stream(spec) for t in m.delta.token_ids]
+
+    async def whole() -> list[int]:
+        return list((await service.once(spec)).choices[0].token_ids)
+
+    answers = await asyncio.gather(*(streamed() if n % 2 else whole() for n in range(12)))
+    assert len({tuple(answer) for answer in answers}) == 1
+    assert await taken(service, before) == 50
+    later = await service.once(spec)
+    assert later.replayed
+    assert list(later.choices[0].token_ids) == answers[0]
+    assert await streamed() == answers[0]
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.once(chat("Something else", "twice-1"))
+    assert caught.value.code() == grpc.StatusCode.ALREADY_EXISTS
+    # Another account's request by the same name is another request.
+    other = await service.once(spec, "acct-5")
+    assert not other.replayed
+    assert await taken(service, before) == 100
+    received = await eventually_in_topic(kafka, {("acct-0", "twice-1"), ("acct-5", "twice-1")})
+    found = events_of(received)
+    assert output_of(found[("acct-0", "twice-1")]) == 50
+
+
+async def test_an_attached_caller_may_leave_and_the_other_stays(service: Service) -> None:
+    spec = chat("Together", "pair-1", max_tokens=200, ignore_eos=True)
+    staying = service.stream(spec)
+    messages = aiter(staying)
+    assert (await anext(messages)).HasField("started")
+    leaving = service.stream(spec)
+    assert (await anext(aiter(leaving))).started.replayed
+    leaving.cancel()
+    last = None
+    async for message in messages:
+        last = message
+    assert last is not None
+    assert last.usage.outcome == usage.OUTCOME_COMPLETE
+    assert last.usage.output_tokens == 200
+
+
+async def test_without_pricing_known_keys_go_on_and_others_wait(
+    service: Service, keys: KeyServer
+) -> None:
+    await service.once(chat("hello", max_tokens=1), "acct-9")
+    await keys.stop()
+    try:
+        await service.once(chat("hello", max_tokens=1), "acct-9")
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await service.once(chat("hello", max_tokens=1), "acct-10")
+        assert caught.value.code() == grpc.StatusCode.UNAVAILABLE
+        retry = grpcs.details_of(caught.value, error_details_pb2.RetryInfo)
+        assert retry is not None
+        assert retry.retry_delay.ToMilliseconds() > 0
+    finally:
+        await keys.start()
+    deadline = time.monotonic() + 30
+    while True:
+        code = await code_of(service.once(chat("hello", max_tokens=1), "acct-10"))
+        if code == grpc.StatusCode.OK:
+            return
+        assert code == grpc.StatusCode.UNAVAILABLE
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.2)
+
+
+async def test_the_broker_away_fails_no_request_and_loses_no_record(
+    service: Service, broker: Stack, kafka: str
+) -> None:
+    await asyncio.to_thread(broker.hold, "kafka")
+    try:
+        names = [f"away-{number}" for number in range(40)]
+        answers = await asyncio.gather(
+            *(service.once(chat("hello", name, max_tokens=8), "acct-7") for name in names)
+        )
+        assert (await service.conservation()).spool_backlog >= len(names)
+    finally:
+        await asyncio.to_thread(broker.release, "kafka")
+    received = await eventually_in_topic(kafka, {("acct-7", name) for name in names})
+    found = events_of(received)
+    for answer in answers:
+        assert output_of(found[("acct-7", answer.request_id)]) == answer.usage.output_tokens
+    deadline = time.monotonic() + 30
+    while (await service.conservation()).spool_backlog:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+
+
+async def test_a_mixed_crowd_leaves_no_residual(service: Service, kafka: str) -> None:
+    """Streams and not, choices, stops, aborts and deadlines at once: the sums agree."""
+    before = await service.engine()
+    before_topic = len(events_of(await topic(kafka)))
+
+    async def one(number: int) -> None:
+        spec = chat(
+            "word " * (number % 97 + 1),
+            f"mix-{number}",
+            ("tiny", "tiny-support")[number % 2],
+            max_tokens=number % 60 + 1,
+            n=(1, 1, 1, 2, 3)[number % 5],
+            stop=[" a"] if number % 3 == 0 else [],
+        )
+        account = f"acct-{number % 8}"
+        if number % 7 == 0:
+            call = service.stream(spec, account)
+            async for message in call:
+                if message.delta.cumulative_tokens > number % 11:
+                    call.cancel()
+                    return
+        elif number % 11 == 0:
+            code = await code_of(service.once(spec, account, timeout=0.05))
+            assert code in (grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED)
+        elif number % 2:
+            await service.once(spec, account)
+        else:
+            async for _ in service.stream(spec, account):
+                pass
+
+    await asyncio.gather(*(one(number) for number in range(300)), return_exceptions=False)
+    generated = await taken(service, before)
+    deadline = time.monotonic() + 30
+    while (await service.conservation()).spool_backlog:
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.1)
+    events = events_of(await topic(kafka))
+    mixed = [event for (_, name), event in events.items() if name.startswith("mix-")]
+    assert sum(output_of(event) for event in mixed) == generated
+    # A deadline may pass before the engine sees the request: then there is no event.
+    hasty = sum(number % 7 != 0 and number % 11 == 0 for number in range(300))
+    assert 300 - hasty <= len(mixed) == len(events) - before_topic
+
+
+async def test_every_method_needs_a_key_and_models_are_listed(service: Service) -> None:
+    answer = await service.stub.ListModels(inference.ListModelsRequest(), metadata=bearer("acct-0"))
+    assert [model.name for model in answer.models] == ["tiny", "tiny-support"]
+    assert {model.context_tokens for model in answer.models} == {4096}
+    for call in (
+        service.stub.ListModels(inference.ListModelsRequest()),
+        service.stub.GetConservation(inference.GetConservationRequest()),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call
+        assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_the_spool_is_the_owners_alone(service: Service) -> None:
+    folder = Path(service.place.folder) / "spool"
+    modes = {path.name: path.stat().st_mode & 0o777 for path in sorted(folder.iterdir())}
+    assert set(modes.values()) == {0o600}, modes

@@ -143,6 +143,7 @@ async def _drive(stack: Stack, folder: Path, summary: Summary, say: Say) -> None
     balances = await pricing.ListBalances(
         pricing_pb2.ListBalancesRequest(wait_for=wanted), timeout=_SETTLE_S
     )
+    await settle.counted(control, _SETTLE_S)
     conservation = await settle.drained(inference, customers[0].metadata, _SETTLE_S)
     summary.engine_tokens = sum(engine.reading.generation_tokens for engine in conservation.engines)
     summary.waste_tokens = sum(

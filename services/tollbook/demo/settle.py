@@ -12,6 +12,7 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from kernel.placement import usage_log
 from tollbook.inference.v1 import inference_pb2
 from tollbook.ledger.v1 import ledger_pb2
+from tollbook.pricing.v1 import pricing_pb2
 
 _POLL_MS: Final = 100
 
@@ -72,4 +73,22 @@ async def logged(ledger: Any, ends: Mapping[str, int], timeout_s: float) -> dict
             return {name: state.size for name, state in states.items()}
         if time.monotonic() > end:
             raise NotSettledError(f"{', '.join(behind)} not read to its end in {timeout_s:.0f} s")
+        await asyncio.sleep(_POLL_MS / 1000)
+
+
+async def counted(control: Any, timeout_s: float) -> None:
+    """Wait until the engine's newest reading is in the log: its tokens are events and waste."""
+    end = time.monotonic() + timeout_s
+    while True:
+        answer = await control.CreateCut(
+            pricing_pb2.CreateCutRequest(), timeout=30, wait_for_ready=True
+        )
+        sums = answer.cut.conservation
+        if sums.engine_tokens == sums.event_tokens + sums.waste_tokens:
+            return
+        if time.monotonic() > end:
+            raise NotSettledError(
+                f"the logs have {sums.event_tokens} tokens in events and {sums.waste_tokens} in"
+                f" waste, the engine's reading says {sums.engine_tokens}, after {timeout_s:.0f} s"
+            )
         await asyncio.sleep(_POLL_MS / 1000)

@@ -1,0 +1,523 @@
+"""Pricing on the real parts: broker, database, ledger and pricing's own two processes."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator, Awaitable, Iterator
+from fractions import Fraction
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2
+from tests.integration.pricing_world import (
+    CARD,
+    PARTS,
+    World,
+    again,
+    charge,
+    check_balance,
+    reason_of,
+)
+
+from kernel import grpcs
+from kernel.ids import new_id
+from kernel.placement import partition_of, usage_log
+from tollbook.ledger.v1 import ledger_pb2
+from tollbook.pricing.v1 import control_pb2, money_pb2, pricing_pb2
+from tollbook.stack import Stack, running_stack
+from tollbook.usage.v1 import usage_pb2
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def stack() -> Iterator[Stack]:
+    with running_stack(parts=PARTS) as running:
+        yield running
+
+
+@pytest.fixture
+async def world(stack: Stack) -> AsyncIterator[World]:
+    """The module's stack with the shared card, whole again if an earlier test left it in pieces."""
+    stack.up(PARTS)
+    async with World(stack) as made:
+        await again(lambda: made.publish(CARD.format(card="standard", model="tiny")))
+        yield made
+
+
+async def refused(call: Awaitable[Any], code: grpc.StatusCode, reason: str) -> grpc.aio.AioRpcError:
+    """The call's error, which has this code and reason."""
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert caught.value.code() is code, caught.value.details()
+    assert reason_of(caught.value) == reason
+    return caught.value
+
+
+# Charges and waiting --------------------------------------------------------------------
+
+
+async def test_usage_becomes_an_exact_charge(world: World) -> None:
+    await world.open("acme")
+    await world.use("acme", plain=1_000, cached=333, output=77)
+    await world.use(
+        "acme", plain=7, output=50, undelivered=20, outcome=usage_pb2.OUTCOME_ENGINE_LOST
+    )
+    await world.use(
+        "acme", plain=7, output=50, undelivered=20, outcome=usage_pb2.OUTCOME_CLIENT_ABORT
+    )
+    await world.use("acme", plain=9, outcome=usage_pb2.OUTCOME_ERROR_BEFORE_FIRST_TOKEN)
+    last = await world.use("acme", output=1)
+    answer = await world.balance("acme", event_id=last)
+    check_balance(answer.balance, world.accounts["acme"])
+    at = {item.log: item.size for item in answer.positions}
+    assert at[usage_log(partition_of("acme", 4))] >= 5
+    await world.check()
+
+
+async def test_an_event_sent_twice_is_charged_once(world: World) -> None:
+    await world.open("twice")
+    event_id = await world.use("twice", output=10)
+    expected = world.accounts["twice"].charged
+    # The same words by another record: a repeat. Other words under the id: a conflict.
+    await world.use("twice", output=10, event_id=event_id)
+    await world.use("twice", output=11, event_id=event_id)
+    account = world.accounts["twice"]
+    account.charged, account.requests, account.output_tokens = expected, 1, 10
+    await world.check()
+
+
+async def test_a_balance_waits_for_a_position_and_says_when_it_was_not_reached(
+    world: World,
+) -> None:
+    await world.open("patient")
+    log = usage_log(partition_of("patient", 4))
+    size = (await world.sizes()).get(log, 0)
+    wanted = pricing_pb2.LogPosition(log=log, size=size + 1)
+    request = pricing_pb2.GetBalanceRequest(account_id="patient", wait_for=[wanted])
+    error = await refused(
+        world.pricing.GetBalance(request, timeout=0.7),
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "POSITION_NOT_REACHED",
+    )
+    assert f"{log} {size + 1}" in (error.details() or "")
+    by_id = pricing_pb2.GetBalanceRequest(account_id="patient", wait_for_event_id="not-yet")
+    await refused(
+        world.pricing.GetBalance(by_id, timeout=0.7),
+        grpc.StatusCode.DEADLINE_EXCEEDED,
+        "POSITION_NOT_REACHED",
+    )
+
+    waiting = asyncio.ensure_future(world.pricing.GetBalance(request, timeout=30))
+    named = asyncio.ensure_future(world.pricing.GetBalance(by_id, timeout=30))
+    await world.use("patient", output=5, event_id="not-yet")
+    for answer in (await waiting, await named):
+        check_balance(answer.balance, world.accounts["patient"])
+        assert {item.log: item.size for item in answer.positions}[log] >= size + 1
+
+
+async def test_rubbish_in_the_topic_costs_nobody_and_holds_nothing_up(world: World) -> None:
+    await world.open("among-rubbish")
+    for partition in range(4):
+        await world.send_raw(partition, b"rubbish")
+        await world.send_raw(partition, b"x" * 70_000)
+    await world.use("among-rubbish", output=3)
+    await world.check()
+
+
+async def test_usage_of_many_accounts_is_exact(world: World) -> None:
+    names = [f"many-{number}" for number in range(12)]
+    await asyncio.gather(*(world.open(name) for name in names))
+    for number in range(600):
+        await world.use(
+            names[number % 12], plain=number, cached=number // 3, output=1 + number * 7 % 90
+        )
+    await world.check()
+
+
+# Changes --------------------------------------------------------------------------------
+
+
+async def test_a_grant_counts_once(world: World) -> None:
+    await world.open("once", amount_pico=7)
+    again_at = await world.grant("once", 7, "welcome-once")
+    assert again_at == await world.grant("once", 7, "welcome-once")
+    await refused(
+        world.grant("once", 8, "welcome-once"), grpc.StatusCode.ALREADY_EXISTS, "GRANT_EXISTS"
+    )
+    await world.create("other")
+    await refused(
+        world.grant("other", 7, "welcome-once"), grpc.StatusCode.ALREADY_EXISTS, "GRANT_EXISTS"
+    )
+    same = await asyncio.gather(*(world.grant("once", 11, "at-once") for _ in range(8)))
+    assert len(set(same)) == 1
+    world.accounts["once"].granted += 11
+    await world.check()
+
+
+async def test_of_rival_grants_under_one_id_one_wins(world: World) -> None:
+    await world.create("rivals")
+    results = await asyncio.gather(
+        *(world.grant("rivals", amount, "rival") for amount in range(1, 9)), return_exceptions=True
+    )
+    won = [amount for amount, result in enumerate(results, 1) if isinstance(result, int)]
+    lost = [result for result in results if isinstance(result, grpc.aio.AioRpcError)]
+    assert len(won) == 1
+    assert len(lost) == 7
+    assert {error.code() for error in lost} == {grpc.StatusCode.ALREADY_EXISTS}
+    world.accounts["rivals"].granted += won[0]
+    await world.check()
+
+
+async def test_unknown_accounts_and_bad_words_are_refused_with_a_reason(world: World) -> None:
+    missing, invalid = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT
+    nobody = pricing_pb2.GetBalanceRequest(account_id="nobody")
+    await refused(world.pricing.GetBalance(nobody), missing, "ACCOUNT_NOT_FOUND")
+    await refused(
+        world.pricing.ListPostings(pricing_pb2.ListPostingsRequest(account_id="nobody")),
+        missing,
+        "ACCOUNT_NOT_FOUND",
+    )
+    await refused(world.grant("nobody", 1, "g-nobody"), missing, "ACCOUNT_NOT_FOUND")
+    key = control_pb2.KeyCreated(key_id="k", account_id="nobody", secret_digest=b"0" * 32)
+    await refused(
+        world.control.CreateKey(pricing_pb2.CreateKeyRequest(key=key)), missing, "ACCOUNT_NOT_FOUND"
+    )
+    await refused(
+        world.control.RevokeKey(pricing_pb2.RevokeKeyRequest(key_id="no-such-key")),
+        missing,
+        "KEY_NOT_FOUND",
+    )
+    await world.create("dollars")
+    await refused(world.grant("dollars", 1, "g-euro", "EUR"), invalid, "CURRENCY_MISMATCH")
+    for amount_pico in (0, -1, 10**31):
+        await refused(world.grant("dollars", amount_pico, "g-bad"), invalid, "INVALID_FIELD")
+    for account_id in ("Big", "a b", "", "x" * 65, "-a", "a\x00b"):
+        made = control_pb2.AccountCreated(account_id=account_id, currency="USD")
+        await refused(
+            world.control.CreateAccount(pricing_pb2.CreateAccountRequest(account=made)),
+            invalid,
+            "INVALID_FIELD",
+        )
+    made = control_pb2.AccountCreated(account_id="dollars", currency="EUR")
+    await refused(
+        world.control.CreateAccount(pricing_pb2.CreateAccountRequest(account=made)),
+        grpc.StatusCode.ALREADY_EXISTS,
+        "ACCOUNT_EXISTS",
+    )
+
+
+async def test_a_key_resolves_until_it_is_revoked(world: World) -> None:
+    await world.create("locksmith")
+    digest = os.urandom(32)
+    key = control_pb2.KeyCreated(
+        key_id="front-door", account_id="locksmith", project_id="house", secret_digest=digest
+    )
+    request = pricing_pb2.CreateKeyRequest(key=key)
+    first = await world.control.CreateKey(request)
+    assert (await world.control.CreateKey(request)).position == first.position
+    ask = pricing_pb2.ResolveKeyRequest(secret_digest=digest)
+    found = await world.pricing.ResolveKey(ask)
+    assert (found.key_id, found.account_id, found.project_id) == (
+        "front-door",
+        "locksmith",
+        "house",
+    )
+    assert found.control_size > first.position
+    for rival in (
+        control_pb2.KeyCreated(
+            key_id="front-door", account_id="locksmith", secret_digest=b"1" * 32
+        ),
+        control_pb2.KeyCreated(key_id="back-door", account_id="locksmith", secret_digest=digest),
+    ):
+        await refused(
+            world.control.CreateKey(pricing_pb2.CreateKeyRequest(key=rival)),
+            grpc.StatusCode.ALREADY_EXISTS,
+            "KEY_EXISTS",
+        )
+    revoke = pricing_pb2.RevokeKeyRequest(key_id="front-door")
+    gone = await world.control.RevokeKey(revoke)
+    assert (await world.control.RevokeKey(revoke)).position == gone.position
+    await refused(world.pricing.ResolveKey(ask), grpc.StatusCode.NOT_FOUND, "KEY_NOT_FOUND")
+    await refused(world.control.CreateKey(request), grpc.StatusCode.ALREADY_EXISTS, "KEY_EXISTS")
+
+
+async def test_records_that_came_by_another_door_cannot_move_a_balance(world: World) -> None:
+    await world.open("safe")
+    for number, amount in enumerate(("-5", "0", str(10**31), "1e9", "")):
+        granted = control_pb2.CreditGranted(
+            grant_id=f"raw-{number}",
+            account_id="safe",
+            amount=money_pb2.Amount(currency="USD", amount_pico=amount),
+        )
+        await world.append(f"raw-{new_id('x')}", {"credit_granted": granted})
+    await world.append(
+        f"raw-{new_id('x')}",
+        {"rate_card_published": control_pb2.RateCardPublished(card_id="evil", document=b"{}")},
+    )
+    await world.ledger.Append(
+        ledger_pb2.AppendRequest(
+            log="control", idempotency_key=new_id("raw"), payload=b"\xff no record at all"
+        )
+    )
+    await world.use("safe", output=4)
+    await world.check()
+
+
+# Rate cards -----------------------------------------------------------------------------
+
+
+async def test_a_broken_card_is_refused_by_line(world: World) -> None:
+    broken = CARD.format(card="broken", model="tiny").replace("0.60", "cheap")
+    error = await refused(
+        world.publish(broken), grpc.StatusCode.INVALID_ARGUMENT, "INVALID_RATE_CARD"
+    )
+    bad = grpcs.details_of(error, error_details_pb2.BadRequest)
+    assert bad is not None
+    [violation] = bad.field_violations
+    assert violation.field.startswith("line 9, column ")
+    assert "'cheap' is not a decimal number" in violation.description
+
+
+async def test_a_card_is_versioned_by_its_content(world: World) -> None:
+    card = CARD.format(card="versions", model="versioned")
+    check = pricing_pb2.PublishRateCardRequest(yaml=card, validate_only=True)
+    only_checked = await world.control.PublishRateCard(check)
+    assert (only_checked.position, only_checked.card.version) == (-1, 1)
+    first = await world.publish(card)
+    assert (await world.publish(card)).position == first.position
+    assert first.card.version == 1
+    dearer = await world.publish(card.replace("0.60", "0.70"))
+    assert dearer.card.version == 2
+    # Back to the first content: a version of its own, since the second stood between.
+    assert (await world.publish(card)).card.version == 3
+
+
+async def test_of_rival_versions_one_is_published(world: World) -> None:
+    card = CARD.format(card="contested", model="contested")
+    results = await asyncio.gather(
+        *(world.publish(card.replace("0.60", f"0.6{number}")) for number in range(6)),
+        return_exceptions=True,
+    )
+    for result in results:
+        if isinstance(result, BaseException):
+            assert isinstance(result, grpc.aio.AioRpcError)
+            assert result.code() is grpc.StatusCode.ALREADY_EXISTS
+            assert reason_of(result) == "CARD_VERSION_EXISTS"
+    versions = [
+        result.card.version
+        for result in results
+        if isinstance(result, pricing_pb2.PublishRateCardResponse)
+    ]
+    assert versions
+    assert sorted(versions) == list(range(1, len(versions) + 1))
+
+
+async def test_a_card_too_large_for_a_leaf_prices_too(world: World, stack: Stack) -> None:
+    """Its record stands aside in the ledger; a new projector has to read it there as well."""
+    lines = "".join(
+        f"  - {{id: l{number}, match: {{model: large-{number}, direction: out}},"
+        f" per: 1000000, price: 0.60}}\n"
+        for number in range(2_000)
+    )
+    card = CARD.format(card="large", model="large") + lines
+    await world.publish(card)
+    await world.open("large")
+    event_id = await world.use("large", output=9, model="large-1999")
+    await world.check()
+    stack.kill("pricing-projector")
+    stack.kill("pricing-server")
+    for part in ("pricing-projector", "pricing-server"):
+        stack.wait_ready(part)
+    await world.use("large", output=9, model="large-7")
+    await world.check()
+    receipt = await again(
+        lambda: world.pricing.GetReceipt(
+            pricing_pb2.GetReceiptRequest(account_id="large", event_id=event_id), timeout=10
+        )
+    )
+    assert receipt.receipt.lines[0].line_id == "l1999"
+
+
+# Suspense and receipts ------------------------------------------------------------------
+
+
+async def receipt_of(world: World, account_id: str, event_id: str) -> pricing_pb2.Receipt:
+    request = pricing_pb2.GetReceiptRequest(account_id=account_id, event_id=event_id)
+    answer = await world.pricing.GetReceipt(request, timeout=10)
+    receipt: pricing_pb2.Receipt = answer.receipt
+    return receipt
+
+
+async def test_usage_without_a_price_waits_and_is_charged_once_priced(
+    world: World, stack: Stack
+) -> None:
+    await world.open("early")
+    account = world.accounts["early"]
+    event_id = await world.use(
+        "early", plain=10, cached=20, output=30, model="unpriced", priced=False
+    )
+    await world.use("early", output=1)
+    await world.check()
+    receipt = await receipt_of(world, "early", event_id)
+    assert receipt.suspense
+    assert receipt.total.amount_pico == "0"
+    assert [line.HasField("card") for line in receipt.lines] == [False] * 3
+
+    # It waits in the database: a projector that knows nothing of it releases it.
+    stack.kill("pricing-projector")
+    stack.wait_ready("pricing-projector")
+    answer = await world.publish(CARD.format(card="late", model="unpriced"))
+    account.charged += charge(10, 20, 30, 0, usage_pb2.OUTCOME_COMPLETE)
+    account.waiting = 0
+    await world.check()
+    receipt = await receipt_of(world, "early", event_id)
+    assert not receipt.suspense
+    assert Fraction(receipt.total.amount_pico) == charge(10, 20, 30, 0, usage_pb2.OUTCOME_COMPLETE)
+    assert {line.card.card_id for line in receipt.lines} == {"late"}
+    assert receipt.control_size <= answer.position
+    listed = await world.pricing.ListPostings(pricing_pb2.ListPostingsRequest(account_id="early"))
+    kinds = [posting.kind for posting in listed.postings]
+    assert kinds == ["suspense"] * 3 + ["usage", "grant"]
+
+
+async def test_usage_of_an_account_that_comes_later_waits_for_it(world: World) -> None:
+    await world.use("unborn", plain=5, output=6, priced=False)
+    await world.recorded()
+    await world.create("unborn")
+    account = world.accounts["unborn"]
+    account.charged, account.waiting = charge(5, 0, 6, 0, usage_pb2.OUTCOME_COMPLETE), 0
+    await world.check()
+
+
+async def test_a_receipt_tells_every_line_and_adds_up(world: World) -> None:
+    await world.open("receipts")
+    event_id = await world.use(
+        "receipts",
+        plain=100,
+        cached=200,
+        output=50,
+        undelivered=20,
+        outcome=usage_pb2.OUTCOME_ENGINE_LOST,
+    )
+    await world.balance("receipts", event_id=event_id)
+    receipt = await receipt_of(world, "receipts", event_id)
+    assert receipt.log == usage_log(partition_of("receipts", 4))
+    assert receipt.served_model == "tiny"
+    assert receipt.outcome == usage_pb2.OUTCOME_ENGINE_LOST
+    assert [
+        (line.line_id, line.leaf.amount, line.charged_quantity, line.outcome_rule)
+        for line in receipt.lines
+    ] == [
+        ("in", 100, 100, "delivered"),
+        ("cached", 200, 200, "delivered"),
+        ("out", 50, 30, "delivered"),
+    ]
+    for line in receipt.lines:
+        assert (line.card.card_id, len(line.card.content_hash)) == ("standard", 32)
+        assert int(line.amount.amount_pico) == line.charged_quantity * int(line.unit_price_pico)
+    total = sum(int(line.amount.amount_pico) for line in receipt.lines)
+    assert int(receipt.total.amount_pico) == total
+    assert total == world.accounts["receipts"].charged
+    # The entry it stands on is the log's.
+    entry = await world.ledger.GetEntry(
+        ledger_pb2.GetEntryRequest(log=receipt.log, position=receipt.position)
+    )
+    assert entry.control_size == receipt.control_size
+    assert event_id.encode() in entry.leaf
+    for account_id, wanted in (("receipts", "no-such-event"), ("acme", event_id)):
+        request = pricing_pb2.GetReceiptRequest(account_id=account_id, event_id=wanted)
+        await refused(
+            world.pricing.GetReceipt(request), grpc.StatusCode.NOT_FOUND, "EVENT_NOT_FOUND"
+        )
+
+
+async def test_postings_come_in_pages_and_add_up(world: World) -> None:
+    await world.open("pages")
+    for number in range(25):
+        # One step each, so that there is something to page through.
+        await world.balance("pages", event_id=await world.use("pages", output=1 + number))
+    found: list[pricing_pb2.Posting] = []
+    token = ""
+    while True:
+        page = await world.pricing.ListPostings(
+            pricing_pb2.ListPostingsRequest(account_id="pages", page_size=7, page_token=token)
+        )
+        assert len(page.postings) <= 7
+        found += page.postings
+        token = page.next_page_token
+        if not token:
+            break
+    ids = [posting.posting_id for posting in found]
+    assert ids == sorted(set(ids), reverse=True)
+    usage = [posting for posting in found if posting.kind == "usage"]
+    assert len(usage) == 25
+    assert sum(posting.quantity for posting in usage) == sum(range(1, 26))
+    charged = sum(int(posting.amount.amount_pico) for posting in usage)
+    assert charged == world.accounts["pages"].charged
+    assert {(posting.debit_account, posting.credit_account) for posting in usage} == {
+        ("account:pages", "revenue:pages")
+    }
+    await refused(
+        world.pricing.ListPostings(
+            pricing_pb2.ListPostingsRequest(account_id="pages", page_token="next please")
+        ),
+        grpc.StatusCode.INVALID_ARGUMENT,
+        "INVALID_FIELD",
+    )
+
+
+# Cuts -----------------------------------------------------------------------------------
+
+
+async def test_a_cut_says_what_a_replay_of_its_logs_gives(world: World) -> None:
+    await world.open("cutter")
+    for number in range(40):
+        await world.use("cutter", plain=number, output=number)
+    wait_for = await world.recorded()
+    answer = await world.control.CreateCut(
+        pricing_pb2.CreateCutRequest(wait_for=wait_for), timeout=30
+    )
+    sizes = {part.log: part.size for part in answer.cut.logs}
+    assert all(sizes[item.log] >= item.size for item in wait_for)
+    assert "cuts" not in sizes
+    replay = await world.replay({log: size for log, size in sizes.items() if size})
+    assert replay.digest() == answer.cut.balances_digest
+    tokens = sum(totals.output_tokens for totals in replay.totals.values())
+    assert answer.cut.conservation.event_tokens == tokens
+    for part in answer.cut.logs:
+        proof = await world.ledger.GetConsistencyProof(
+            ledger_pb2.GetConsistencyProofRequest(
+                log=part.log, first_size=part.size, second_size=part.size
+            )
+        )
+        assert proof.first_root == part.root
+    entry = await world.ledger.GetEntry(
+        ledger_pb2.GetEntryRequest(log="cuts", position=answer.position)
+    )
+    assert answer.cut.SerializeToString(deterministic=True) in entry.leaf
+
+
+# Faults ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "part", ["pricing-projector", "pricing-server", "ledger-server", "ledger-worker", "postgres"]
+)
+async def test_a_part_killed_under_load_costs_no_unit(
+    world: World, stack: Stack, part: str
+) -> None:
+    names = [f"{part}-{number}" for number in range(6)]
+    await world.open(*names)
+    for number in range(300):
+        if number in (100, 200):
+            stack.wait_ready(part)
+            stack.kill(part)
+        await world.use(names[number % 6], plain=number, cached=3, output=number % 50)
+    await again(lambda: world.grant(names[0], 13, f"after-{part}"))
+    world.accounts[names[0]].granted += 13
+    await world.check()
+    stack.wait_ready(part)

@@ -196,6 +196,10 @@ class Generation:
         """How many chunks of a choice may be given away."""
         return self._durable[choice]
 
+    def waive(self) -> None:
+        """A caller takes nothing more."""
+        self._changed.set()
+
     def hand_over(self, choice: int, chunks: int) -> None:
         """A caller has this choice's first `chunks` chunks. Too late once it is settled."""
         if self.phase in (Phase.SETTLING, Phase.SETTLED) or chunks <= self._delivered[choice]:
@@ -233,6 +237,7 @@ class Generation:
                 return
             # Ended is what callers go by: then everything is durable.
             await self._world.spool.durable()
+            self.failure = _failure_of(end)
             self.phase = Phase.ENDED
             end = await self._handed_over(end)
             await self._settle(end)
@@ -365,7 +370,8 @@ class Generation:
 
     def _became_durable(self, choice: int, chunks: int) -> None:
         self._durable[choice] = chunks
-        self._wake()
+        for reader in self._readers:
+            reader.more()
 
     def _wake(self) -> None:
         for reader in self._readers:
@@ -378,7 +384,7 @@ class Generation:
         clock = self._world.clock
         deadline_ms = clock.monotonic_ms() + HAND_OVER_MS
         self._wake()
-        while self._readers and any(
+        while any(reader.takes for reader in self._readers) and any(
             delivered < len(chunks)
             for delivered, chunks in zip(self._delivered, self._chunks, strict=True)
         ):
@@ -426,7 +432,6 @@ class Generation:
         self._describe(event)
         await world.spool.durable()
         self.summary = summary_of(event, log_name)
-        self.failure = _failure_of(end)
         self.phase = Phase.SETTLED
 
     def _results(self) -> tuple[records.ChoiceResult, ...]:
@@ -492,11 +497,19 @@ class Reader:
         self._generation = generation
         self._attached = attached
         self._event = asyncio.Event()
+        self._whole = False
         self._left = False
+        # False for a caller that waits for the settlement alone.
+        self.takes = True
 
     def wake(self) -> None:
-        """Something changed."""
+        """It is further than it was, or over."""
         self._event.set()
+
+    def more(self) -> None:
+        """There is more to read: of no interest to a caller that wants all at once."""
+        if not self._whole:
+            self._event.set()
 
     def leave(self, why: End) -> None:
         """The caller is gone, or has everything. The first call counts."""
@@ -555,10 +568,17 @@ class Reader:
         Errors: the refusal or the failure.
         """
         generation = self._generation
+        self._whole = True
         await self._admitted()
         while generation.phase is Phase.RUNNING:
             self._event.clear()
             await self._event.wait()
+        if generation.failure is not None:
+            # A failed call carries no answer: nothing is handed over.
+            self.takes = False
+            generation.waive()
+            await self._settled()
+            raise generation.failure
         choices = []
         ends = [generation.durable_chunks(choice) for choice in range(generation.choices)]
         for choice, end in enumerate(ends):
@@ -573,9 +593,7 @@ class Reader:
                 )
             )
             generation.hand_over(choice, end)
-        while generation.phase is not Phase.SETTLED:
-            self._event.clear()
-            await self._event.wait()
+        await self._settled()
         self._check_whole(ends)
         if generation.failure is not None:
             raise generation.failure
@@ -585,6 +603,11 @@ class Reader:
             usage=generation.summary,
             replayed=self._attached,
         )
+
+    async def _settled(self) -> None:
+        while self._generation.phase is not Phase.SETTLED:
+            self._event.clear()
+            await self._event.wait()
 
     async def _admitted(self) -> None:
         generation = self._generation

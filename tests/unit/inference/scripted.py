@@ -1,0 +1,159 @@
+"""An engine that does what a test tells it, one event at a time.
+
+For what a real engine cannot be made to do at a chosen instant: fail on one request, die between
+two tokens, go on after an abort.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from inference import engine as port
+from inference.adapters.spool import Limits, Spool
+from inference.app.books import Books
+from inference.app.generation import Caller, World
+from inference.app.requests import Requests, Served
+from inference.app.streams import Streams
+from inference.domain.records import Booted
+from kernel import errors, telemetry
+from kernel.clock import SystemClock
+from tollbook.inference.v1 import inference_pb2 as inference
+from tollbook.usage.v1 import usage_pb2 as usage
+
+CONTEXT = 64
+ENGINE_ID = "test/boot"
+
+
+@dataclass
+class Running:
+    """One request in the engine: events go in here."""
+
+    job: port.Job
+    events: asyncio.Queue[port.Event | Exception] = field(default_factory=asyncio.Queue)
+    aborted: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class ScriptedEngine:
+    """Counts what it hands out, as an engine does; `lost` makes it dead."""
+
+    def __init__(self) -> None:
+        self.generation_tokens = 0
+        self.running: dict[str, Running] = {}
+        self.arrived = asyncio.Event()
+        self.rendering = asyncio.Event()
+        self.rendering.set()
+        self.runs = 0
+
+    async def start(self) -> int:
+        return 0
+
+    async def stop(self) -> None:
+        pass
+
+    def capabilities(self) -> port.Capabilities:
+        return port.Capabilities(context_tokens=CONTEXT, adapters=False)
+
+    def counters(self) -> port.Counters:
+        return port.Counters(self.generation_tokens, 0)
+
+    async def render(self, spec: inference.GenerationSpec, cache_salt: str) -> port.Prompt:
+        await self.rendering.wait()
+        ids = list(spec.tokens.token_ids)
+        if len(ids) >= CONTEXT:
+            raise errors.InvalidArgument("too long", reason="INVALID_PROMPT")
+        return port.Prompt(ids, cache_salt)
+
+    async def generate(self, job: port.Job) -> AsyncIterator[port.Event]:
+        running = Running(job)
+        self.running[job.engine_request_id] = running
+        self.runs += 1
+        self.arrived.set()
+        while True:
+            event = await running.events.get()
+            if isinstance(event, Exception):
+                raise event
+            yield event
+            if isinstance(event, port.Ended):
+                return
+
+    async def abort(self, engine_request_id: str) -> None:
+        self.running[engine_request_id].aborted.set()
+
+    async def add_adapter(self, name: str, path: str) -> None:
+        raise NotImplementedError
+
+    async def remove_adapter(self, name: str) -> None:
+        raise NotImplementedError
+
+    async def wait_lost(self) -> None:
+        await asyncio.Event().wait()
+
+    # What a test tells it
+
+    async def next_run(self) -> Running:
+        """The newest request, once it is there."""
+        await self.arrived.wait()
+        self.arrived.clear()
+        return list(self.running.values())[-1]
+
+    def say(self, running: Running, choice: int, ids: list[int], cached: int = 0) -> None:
+        """Hand out tokens."""
+        self.generation_tokens += len(ids)
+        running.events.put_nowait(port.Tokens(choice, ids, "x" * len(ids), cached))
+
+    def finish(
+        self, running: Running, reason: int = usage.FINISH_REASON_LENGTH, surplus: int = 0
+    ) -> None:
+        """End all choices."""
+        self.generation_tokens += surplus
+        for choice in range(running.job.choices):
+            running.events.put_nowait(port.Finished(choice, reason, surplus if not choice else 0))
+        running.events.put_nowait(port.Ended())
+
+
+@dataclass
+class Bench:
+    """A registry on a scripted engine and a real spool."""
+
+    engine: ScriptedEngine
+    spool: Spool
+    streams: Streams
+    books: Books
+    requests: Requests
+
+
+def bench(folder: Path, limits: Limits | None = None, max_requests: int = 8) -> Bench:
+    """Put one together; the spool is running."""
+    engine = ScriptedEngine()
+    spool = Spool.open(folder, limits)
+    streams = Streams(spool.journal, ENGINE_ID, 4)
+    if ENGINE_ID not in spool.journal.engines:
+        spool.append(Booted(ENGINE_ID))
+    spool.start()
+    clock = SystemClock()
+    books = Books(spool, streams, engine, ENGINE_ID, clock)
+    world = World(engine, ENGINE_ID, spool, streams, books, clock, telemetry.tracer("test"))
+    requests = Requests(world, b"salt", max_requests)
+    books.in_flight = requests.in_flight
+    spool.count_source = books.changed_count
+    target = port.Target("tiny", "tiny", "")
+    requests.admit({"tiny": Served(target, usage.Provenance())})
+    return Bench(engine, spool, streams, books, requests)
+
+
+CALLER = Caller("acct", "project", "key")
+
+
+def order(
+    request_id: str = "r", prompt: int = 8, max_tokens: int = 40, n: int = 1
+) -> inference.GenerationSpec:
+    """A request."""
+    return inference.GenerationSpec(
+        request_id=request_id,
+        model="tiny",
+        tokens=inference.TokenPrompt(token_ids=range(prompt)),
+        sampling=inference.SamplingParams(max_tokens=max_tokens, n=n),
+    )

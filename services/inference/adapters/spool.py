@@ -270,21 +270,20 @@ class Spool:
 
     # Appending
 
-    def append(self, record: records.Record, durable: Callable[[], None] | None = None) -> Ref:
+    def append(self, record: records.Record, durable: Callable[[], None] | None = None) -> None:
         """Take a record in; `durable` is called when it and all before it are on disk."""
         if self._closing:
             raise RuntimeError("the spool is closed")
         frame = spool_codec.encode(record)
-        ref = Ref(length=len(frame))
         # The engine's ids are counted by whoever runs it: folding them here would be twice.
         if not isinstance(record, records.Progress):
+            ref = Ref(length=len(frame))
             self.journal.apply(record, ref)
-        self._refs.append((ref, len(self._buffer)))
+            self._refs.append((ref, len(self._buffer)))
         self._buffer += frame
         if durable is not None:
             self._callbacks.append(durable)
         self._wanted.set()
-        return ref
 
     async def durable(self) -> None:
         """Return when everything appended so far is on disk. Errors: the write's own."""

@@ -26,6 +26,7 @@ _U32: Final = struct.Struct("<I")
 _U64: Final = struct.Struct("<Q")
 _I64: Final = struct.Struct("<q")
 _FRAME: Final = struct.Struct("<II")
+_PROGRESS: Final = struct.Struct("<BQIIIIQI")
 _ID_CODE: Final = next(code for code in "ILH" if array(code).itemsize == 4)
 
 
@@ -104,8 +105,10 @@ class _Reader:
 
 def encode(record: Record) -> bytes:
     """The record's frame."""
-    writer = _payload_of(record)
-    payload = bytes(writer.buffer)
+    if isinstance(record, records.Progress):
+        payload = _progress(record)
+    else:
+        payload = bytes(_payload_of(record).buffer)
     length = _U32.pack(len(payload))
     return _FRAME.pack(len(payload), zlib.crc32(payload, zlib.crc32(length))) + payload
 
@@ -193,19 +196,25 @@ def _read_count(reader: _Reader) -> records.EngineCount:
     return records.EngineCount(engine_id, generation, prompt, waste, reader.flag())
 
 
+def _progress(record: records.Progress) -> bytes:
+    """A Progress payload in one go: there is one for each step of each request."""
+    text = record.text.encode("utf-8", "surrogatepass")
+    count = len(record.token_ids)
+    return _PROGRESS.pack(
+        3,
+        record.serial,
+        record.choice,
+        record.total_tokens,
+        record.delivered_tokens,
+        record.cached_tokens,
+        record.at_us,
+        count,
+    ) + struct.pack(f"<{count}II{len(text)}s", *record.token_ids, len(text), text)
+
+
 def _payload_of(record: Record) -> _Writer:
     writer: _Writer
     match record:
-        case records.Progress():
-            writer = _Writer(3)
-            writer.u64(record.serial)
-            writer.u32(record.choice)
-            writer.u32(record.total_tokens)
-            writer.u32(record.delivered_tokens)
-            writer.u32(record.cached_tokens)
-            writer.u64(record.at_us)
-            writer.ids(record.token_ids)
-            writer.text(record.text)
         case records.Started():
             writer = _Writer(2)
             writer.u64(record.serial)

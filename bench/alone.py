@@ -1,0 +1,49 @@
+"""The engine alone, in a process of its own: the baseline of what goes through the service.
+
+Prints one JSON object: tokens a second, the median of its rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import statistics
+import sys
+import tempfile
+from pathlib import Path
+
+from bench import inference
+from inference import tinymodel
+from inference.adapters.vllm_engine import VllmEngine
+from inference.adapters.vllm_start import VllmOptions
+from kernel import telemetry
+
+
+async def _rounds(engine: VllmEngine, concurrency: int, requests: int, rounds: int) -> float:
+    await engine.start()
+    try:
+        ask = inference.alone(engine)
+        await inference.one_round(ask, "warm", concurrency, requests, inference.Samples())
+        seen = inference.Samples()
+        for number in range(rounds):
+            await inference.one_round(ask, f"round-{number}", concurrency, requests, seen)
+        return statistics.median(seen.tokens_per_s)
+    finally:
+        await engine.stop()
+
+
+def main() -> None:
+    """Measure with the concurrency, requests and rounds that the command line gives."""
+    concurrency, requests, rounds = (int(word) for word in sys.argv[1:4])
+    telemetry.configure("bench", "WARNING")
+    with tempfile.TemporaryDirectory(prefix="tollbook-bench-") as scratch:
+        tinymodel.make(Path(scratch))
+        engine = VllmEngine(
+            VllmOptions(Path(scratch) / "model", threads=1, kv_cache_gib=1, max_running=64)
+        )
+        rate = asyncio.run(_rounds(engine, concurrency, requests, rounds))
+    print(json.dumps({"tokens_per_s": round(rate)}))
+
+
+if __name__ == "__main__":
+    main()

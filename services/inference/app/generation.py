@@ -178,8 +178,8 @@ class Generation:
             )
 
     def piece(self, choice: int, cursor: int) -> inference.Delta | None:
-        """Everything durable of a choice after `cursor` chunks, in one Delta."""
-        end = self._durable[choice]
+        """Everything that may be given of a choice after `cursor` chunks, in one Delta."""
+        end = self.given_chunks(choice)
         if cursor >= end:
             return None
         chunks = self._chunks[choice]
@@ -193,8 +193,15 @@ class Generation:
         )
 
     def durable_chunks(self, choice: int) -> int:
-        """How many chunks of a choice may be given away."""
+        """How many chunks of a choice are recorded."""
         return self._durable[choice]
+
+    def given_chunks(self, choice: int) -> int:
+        """How many chunks of a choice may be given away: from the settlement on no more than
+        stand in it as handed over, also to a caller that comes at that instant.
+        """
+        settled = self.phase in (Phase.SETTLING, Phase.SETTLED)
+        return self._delivered[choice] if settled else self._durable[choice]
 
     def waive(self) -> None:
         """A caller takes nothing more."""
@@ -537,7 +544,7 @@ class Reader:
             # Read before the pieces: what is durable at the end is then seen by them.
             settled = generation.phase is Phase.SETTLED
             for choice in range(generation.choices):
-                end = generation.durable_chunks(choice)
+                end = generation.given_chunks(choice)
                 delta = None if settled else generation.piece(choice, cursors[choice])
                 if delta is not None:
                     # Without tokens or text there is nothing to tell.
@@ -580,7 +587,7 @@ class Reader:
             await self._settled()
             raise generation.failure
         choices = []
-        ends = [generation.durable_chunks(choice) for choice in range(generation.choices)]
+        ends = [generation.given_chunks(choice) for choice in range(generation.choices)]
         for choice, end in enumerate(ends):
             delta = generation.piece(choice, 0) or inference.Delta()
             finished = generation.finished(choice) or inference.Finished()

@@ -19,7 +19,7 @@ from inference import engine as port
 from inference.adapters import spool_codec
 from inference.adapters.spool import Limits, Spool
 from inference.app import generation as generation_module
-from inference.app.generation import Caller, Reader
+from inference.app.generation import Caller, Phase, Reader
 from inference.app.recovery import recover
 from inference.app.requests import answer_of
 from inference.app.streams import Streams
@@ -136,6 +136,40 @@ async def test_the_last_caller_leaving_aborts_and_what_comes_after_is_counted(
         assert event.outcome == usage.OUTCOME_CLIENT_ABORT
         # The message was yielded and never asked past: gRPC may not have sent it.
         assert output(event) == (5, 5)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+async def test_who_comes_at_the_settlement_gets_nothing_that_is_not_in_it(
+    tmp_path: Path, whole: bool
+) -> None:
+    async with running(tmp_path) as made:
+        reader = reader_of(made, order())
+        run = await made.engine.next_run()
+        messages = reader.stream()
+        await anext(messages)
+        run.events.put_nowait(port.Admitted())
+        made.engine.say(run, 0, [1, 2])
+        assert (await anext(messages)).delta.token_ids == [1, 2]
+        made.engine.say(run, 0, [3])
+        # Asking for more is what hands the first two over.
+        assert (await anext(messages)).delta.token_ids == [3]
+        reader.leave(End.CALLER_LEFT)
+        await run.aborted.wait()
+        made.engine.finish(run, usage.FINISH_REASON_ABORT)
+        [live] = made.requests._live.values()
+        await until(lambda: live.phase is Phase.SETTLING)
+        late = reader_of(made, order())
+        seen: list[int] = []
+        with pytest.raises(errors.Unavailable, match="ask again under the same id"):  # noqa: PT012
+            if whole:
+                await late.whole()
+            async for message in late.stream():
+                seen += message.delta.token_ids
+        assert seen in ([], [1, 2])
+        assert output(event_of(made)) == (3, 1)
+        again = made.requests.find(CALLER, order())
+        assert isinstance(again, records.Settled)
+        assert list(answer_of(again).choices[0].token_ids) == [1, 2]
 
 
 async def test_a_caller_that_leaves_before_admission_costs_nothing(tmp_path: Path) -> None:

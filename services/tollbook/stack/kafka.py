@@ -9,7 +9,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import secrets
+import time
 from pathlib import Path
+from typing import Any
 
 from tollbook.stack import ports
 from tollbook.stack.errors import StackError, Unusable
@@ -19,6 +21,7 @@ from tollbook.stack.jars import JarError, class_path, ensure_jars
 from tollbook.stack.parts import Process
 
 HEAP_MB = 384
+TOPIC_TIMEOUT_S = 15
 
 _PROPERTIES = """\
 # Written at every start; change services/tollbook/stack/kafka.py instead.
@@ -159,6 +162,20 @@ async def answers(address: str) -> None:
         await client.close()
 
 
+async def _partitions(admin: Any, topic: str) -> int:
+    """How many partitions a topic has, once the broker's own metadata show it.
+
+    Right after its making a broker may not know it yet and then describes it as empty.
+    """
+    end = time.monotonic() + TOPIC_TIMEOUT_S
+    while True:
+        (description,) = await admin.describe_topics([topic])
+        found = len(description["partitions"])
+        if found or time.monotonic() > end:
+            return found
+        await asyncio.sleep(0.1)
+
+
 async def ensure_topic(bootstrap: str, topic: str, partitions: int) -> str:
     """Makes the usage topic, or checks that the one there has `partitions` partitions.
 
@@ -181,8 +198,7 @@ async def ensure_topic(bootstrap: str, topic: str, partitions: int) -> str:
             if code and error is not TopicAlreadyExistsError:
                 message = rest[0] if rest and rest[0] else error.__name__
                 raise StackError(f"topic {topic} could not be made: {message}")
-        (description,) = await admin.describe_topics([topic])
-        found = len(description["partitions"])
+        found = await _partitions(admin, topic)
     finally:
         await admin.close()
     if found != partitions:

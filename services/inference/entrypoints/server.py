@@ -33,7 +33,7 @@ log = structlog.get_logger()
 def main() -> int:
     """Run until told to stop; gives the exit status."""
     settings = load(ServerSettings)
-    telemetry.configure("inference", settings.log_level)
+    telemetry.configure_logging("inference", settings.log_level)
     boot = f"{settings.producer}/{new_id('boot').removeprefix('boot-')}"
     try:
         asyncio.run(_settle_leftovers(settings, boot))
@@ -48,6 +48,8 @@ def main() -> int:
                 max_running=settings.engine_requests,
             )
         )
+        # Not before: an exporter has a thread and a gRPC channel of its own.
+        telemetry.configure_tracing("inference")
         return asyncio.run(Service(settings, boot, engine, served, adapters).run())
     except (SpoolUnusable, models.ModelUnusable, errors.TollbookError) as error:
         sys.stderr.write(f"inference cannot run: {error}\n")

@@ -15,7 +15,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 BIN = Path(sys.executable).parent
 PYTHON_FOLDERS = tuple(
-    folder for folder in ("services", "tests", "tools", "bench") if (ROOT / folder).is_dir()
+    folder for folder in ("services", "tests", "tools", "bench", "docs") if (ROOT / folder).is_dir()
 )
 
 

@@ -336,8 +336,9 @@ def test_a_cancelled_request_is_billed_what_was_generated(system: System) -> Non
     assert found, said
     request_id = found[1]
     read, generated, undelivered = (int(text) for text in found.groups()[1:])
-    assert 0 < read <= generated - undelivered
-    assert generated < 1500
+    # What was delivered is a lower bound: the last piece may have come and not been known to.
+    assert 0 < read <= generated < 1500
+    assert undelivered <= generated
     charged = receipt(system.stack, request_id)
     assert charged.outcome == usage_pb2.OUTCOME_CLIENT_ABORT
     (out,) = (line for line in charged.lines if line.leaf.direction == usage_pb2.DIRECTION_OUT)

@@ -1,8 +1,8 @@
 """The gRPC plumbing that every service shares: server, channel, errors, health.
 
-Owns: turning TollbookError into google.rpc.Status, checking requests against
-the rules beside the fields (protovalidate), tracing, health, reflection,
-graceful drain. Knows nothing of any service.
+Owns: turning TollbookError into google.rpc.Status, having requests checked
+against the rules beside their fields (kernel/rules.py), tracing, health,
+reflection, graceful drain. Knows nothing of any service.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from typing import Any, Final, NoReturn, TypeVar, cast
 
 import grpc
 import grpc.aio
-import protovalidate
 import structlog
 from google.protobuf import any_pb2, duration_pb2
 from google.protobuf.message import Message
@@ -25,7 +24,7 @@ from grpc_reflection.v1alpha import reflection
 from grpc_status import rpc_status
 from opentelemetry import trace
 
-from kernel import errors, telemetry
+from kernel import errors, rules, telemetry
 
 log = structlog.get_logger()
 
@@ -78,6 +77,8 @@ _CODES: Final[dict[type[errors.TollbookError], int]] = {
     errors.Internal: code_pb2.INTERNAL,
 }
 
+_RULES: Final = rules.Validator()
+
 M = TypeVar("M", bound=Message)
 
 
@@ -103,7 +104,8 @@ def _bad_request(violations: Sequence[errors.FieldViolation]) -> Any:
     for told, broken in enumerate(violations):
         if bad.ByteSize() > _MAX_DETAILS_BYTES - 2 * _MAX_DESCRIPTION_BYTES:
             bad.field_violations.add(
-                field=_short(broken.field), description=f"and {len(violations) - told} more"
+                field=_short(broken.field),
+                description=f"and at least {len(violations) - told} more",
             )
             break
         bad.field_violations.add(field=_short(broken.field), description=_short(broken.description))
@@ -163,13 +165,9 @@ async def abort(
 
 def check(message: Message) -> None:
     """Check a message against the rules beside its fields. Errors: InvalidArgument."""
-    found = protovalidate.collect_violations(message)
-    if not found:
+    violations = tuple(_RULES.violations(message))
+    if not violations:
         return
-    violations = tuple(
-        errors.FieldViolation(_path_of(violation.proto.field), violation.proto.message)
-        for violation in found
-    )
     first = violations[0]
     name = message.DESCRIPTOR.name
     raise errors.InvalidArgument(
@@ -179,21 +177,6 @@ def check(message: Message) -> None:
         reason="INVALID_FIELD",
         violations=violations,
     )
-
-
-def _path_of(path: Any) -> str:
-    parts: list[str] = []
-    for element in path.elements:
-        subscript = ""
-        match element.WhichOneof("subscript"):
-            case "index":
-                subscript = f"[{element.index}]"
-            case "string_key":
-                subscript = f"[{element.string_key!r}]"
-            case _:
-                pass
-        parts.append(f"{element.field_name}{subscript}")
-    return ".".join(parts)
 
 
 def _unforeseen(method: str, error: Exception) -> errors.TollbookError:

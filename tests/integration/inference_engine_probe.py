@@ -182,6 +182,21 @@ class Probe:
                 "residual": await self.residual(),
             },
         )
+        # More prompt tokens at once than one step takes in: with chunked prefill on, some
+        # of these would be prefilled in parts, and a seeded one would take the core down.
+        crowd = [
+            await self.job(f"{i} " + "word " * 500, max_tokens=8, seed=i, ignore_eos=True)
+            for i in range(24)
+        ]
+        seeded = await asyncio.gather(*map(self.run, crowd))
+        yield (
+            "seeded_crowd",
+            {
+                "prompt": sum(result["prompt"] for result in seeded),
+                "output": sum(result["output"] for result in seeded),
+                "residual": await self.residual(),
+            },
+        )
         yield "core_killed", await self._kill_core()
 
     async def _kill_core(self) -> dict[str, Any]:

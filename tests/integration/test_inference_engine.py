@@ -133,6 +133,12 @@ def test_a_slow_reader_loses_nothing(seen: dict[str, Any]) -> None:
     assert seen["slow_abort"]["output"] > 5
 
 
+def test_a_crowd_of_long_seeded_prompts_harms_nobody(seen: dict[str, Any]) -> None:
+    assert seen["seeded_crowd"]["prompt"] > 8_192
+    assert seen["seeded_crowd"]["output"] == 24 * 8
+    assert seen["seeded_crowd"]["residual"] == 0
+
+
 def test_the_end_of_text_counts_one(seen: dict[str, Any]) -> None:
     assert seen["end_of_text"], "no seed of twelve reached the end of text"
     for result in seen["end_of_text"]:

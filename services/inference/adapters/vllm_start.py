@@ -148,7 +148,14 @@ def _load(options: VllmOptions, stat_loggers: Sequence[Any]) -> Any:
         models._run_in_subprocess = _run_here
         # Lets the worker live in the core's process.
         os.environ["VLLM_ENABLE_V1_MULTIPROCESSING"] = "0"
-        arguments |= {"enforce_eager": True, "block_size": 32}
+        arguments |= {
+            "enforce_eager": True,
+            "block_size": 32,
+            # A prompt prefilled in parts draws a sample that is thrown away, and vLLM 0.32 then
+            # sets a seeded request's generator back: CPU generators have no offset, the core
+            # dies, and with it every caller's request. Whole prompts draw nothing to discard.
+            "enable_chunked_prefill": False,
+        }
     config = AsyncEngineArgs(**arguments).create_engine_config()
     if on_cpu:
         # vLLM has set spawn by now; this process is still free of threads.

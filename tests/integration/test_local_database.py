@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from tests.unit.pricing import builders as make
 
-from pricing.adapters import lease, queries, store
+from pricing.adapters import database, lease, queries, store
 from pricing.adapters.migrate import migrate
 from pricing.domain import books
 from pricing.domain.digest import balances_digest
@@ -63,7 +63,7 @@ async def test_a_step_is_written_once_and_a_fenced_projector_writes_nothing(
     for _, effects in step.effects:
         books.apply(expected, effects.postings)
 
-    db = await store.connect(own)
+    db = await database.connect(own)
     try:
         paused = await lease.acquire(db)
         epoch = await lease.acquire(db)

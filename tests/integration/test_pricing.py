@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
+from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any
 
+import asyncpg
 import grpc
 import grpc.aio
 import pytest
@@ -27,7 +35,8 @@ from kernel.ids import new_id
 from kernel.placement import partition_of, usage_log
 from tollbook.ledger.v1 import ledger_pb2
 from tollbook.pricing.v1 import control_pb2, money_pb2, pricing_pb2
-from tollbook.stack import Stack, running_stack
+from tollbook.stack import Stack, StackError, running_stack
+from tollbook.stack.ports import HOST
 from tollbook.usage.v1 import usage_pb2
 
 pytestmark = pytest.mark.integration
@@ -117,6 +126,22 @@ async def test_a_balance_waits_for_a_position_and_says_when_it_was_not_reached(
     for answer in (await waiting, await named):
         check_balance(answer.balance, world.accounts["patient"])
         assert {item.log: item.size for item in answer.positions}[log] >= size + 1
+
+
+async def test_a_thousand_callers_wait_at_once_and_each_is_answered(world: World) -> None:
+    names = [f"crowd-{number}" for number in range(10)]
+    await world.open(*names)
+    event_ids = [f"crowd-event-{number}" for number in range(200)]
+    waiting = [
+        asyncio.ensure_future(world.balance(names[number % 10], event_id=event_id))
+        for number, event_id in enumerate(event_ids)
+        for _ in range(5)
+    ]
+    for number, event_id in enumerate(event_ids):
+        await world.use(names[number % 10], output=1, event_id=event_id)
+    answers = await asyncio.gather(*waiting)
+    assert len(answers) == 1_000
+    await world.check()
 
 
 async def test_rubbish_in_the_topic_costs_nobody_and_holds_nothing_up(world: World) -> None:
@@ -521,3 +546,134 @@ async def test_a_part_killed_under_load_costs_no_unit(
     world.accounts[names[0]].granted += 13
     await world.check()
     stack.wait_ready(part)
+
+
+@contextmanager
+def another_projector(stack: Stack) -> Iterator[subprocess.Popen[bytes]]:
+    """A second projector, beside the stack's own."""
+    with socket.socket() as listener:
+        listener.bind((HOST, 0))
+        port = listener.getsockname()[1]
+    settings = {**stack.environment(), "TOLLBOOK_HEALTH_ADDRESS": f"{HOST}:{port}"}
+    with stack.log_file("another-projector").open("ab") as output:
+        started = subprocess.Popen(
+            [sys.executable, "-m", "pricing.entrypoints.projector"],
+            env={**os.environ, **settings},
+            stderr=output,
+        )
+    try:
+        yield started
+    finally:
+        started.kill()
+        started.wait(10)
+
+
+async def epoch_of(stack: Stack) -> int:
+    """How many times a projector took over."""
+    db = await asyncpg.connect(stack.environment()["TOLLBOOK_POSTGRES"])
+    try:
+        epoch: int = await db.fetchval("SELECT epoch FROM pricing.projector")
+        return epoch
+    finally:
+        await db.close()
+
+
+async def wait_for_epoch(stack: Stack, above: int) -> int:
+    deadline = time.monotonic() + 60
+    while (epoch := await epoch_of(stack)) <= above:
+        assert time.monotonic() < deadline, f"nobody took over from epoch {above}"
+        await asyncio.sleep(0.05)
+    return epoch
+
+
+async def wait_until_it_waits(stack: Stack) -> None:
+    """The second projector is up and found the lease taken."""
+    deadline = time.monotonic() + 60
+    while (
+        "another projector holds the lease" not in stack.log_file("another-projector").read_text()
+    ):
+        assert time.monotonic() < deadline, "the second projector does not wait"
+        await asyncio.sleep(0.05)
+
+
+async def test_a_second_projector_waits_and_takes_over_from_a_killed_or_a_paused_one(
+    world: World, stack: Stack
+) -> None:
+    names = [f"pair-{number}" for number in range(4)]
+    await world.open(*names)
+
+    async def use(times: int) -> None:
+        for number in range(times):
+            await world.use(names[number % 4], plain=number, output=number)
+
+    with another_projector(stack):
+        await wait_until_it_waits(stack)
+        epoch = await epoch_of(stack)
+        await use(60)
+        await world.check()
+        assert await epoch_of(stack) == epoch
+
+        stack.kill("pricing-projector")
+        await use(60)
+        await world.check()
+        epoch = await wait_for_epoch(stack, epoch)
+
+    # The second is gone; the stack's own has the lease again.
+    epoch = await wait_for_epoch(stack, epoch)
+    await use(20)
+    await world.check()
+    paused = stack.process("pricing-projector")
+    with another_projector(stack):
+        paused.send(signal.SIGSTOP)
+        try:
+            # Its session is alive and holds the lease; nobody renews it.
+            await use(40)
+            await wait_for_epoch(stack, epoch)
+            await world.check()
+        finally:
+            paused.send(signal.SIGCONT)
+        # It wakes, finds that it was replaced, and writes nothing.
+        await use(40)
+        await world.check()
+    await use(20)
+    await world.check()
+
+
+async def test_everything_killed_at_once_comes_back_with_every_unit(
+    world: World, stack: Stack
+) -> None:
+    names = [f"all-{number}" for number in range(4)]
+    await world.open(*names)
+    for number in range(80):
+        await world.use(names[number % 4], plain=number, output=number)
+    stack.kill_all()
+    stack.up(PARTS)
+    for number in range(80):
+        await world.use(names[number % 4], plain=number, output=number)
+    await world.check()
+
+
+async def test_nothing_unforeseen_happened(stack: Stack) -> None:
+    """After all of the above: no defect, no traceback in what pricing wrote."""
+    for part in ("pricing-server", "pricing-projector", "another-projector"):
+        lines = stack.log_file(part).read_text().splitlines()
+        assert [
+            line[:6_000] for line in lines if "Traceback" in line or "unexpectedly" in line
+        ] == []
+
+
+async def test_a_log_that_lost_its_end_stops_the_projector_with_a_clear_word(
+    world: World, stack: Stack
+) -> None:
+    """The last test: it spoils the projection, which believes to have read more than there is."""
+    stack.hold("pricing-projector")
+    db = await asyncpg.connect(stack.environment()["TOLLBOOK_PRICING_POSTGRES"])
+    try:
+        await db.execute("UPDATE pricing.log_position SET size = size + 1000")
+    finally:
+        await db.close()
+    with pytest.raises(StackError, match="pricing-projector"):
+        stack.release("pricing-projector", timeout_s=60)
+    last = json.loads(stack.log_file("pricing-projector").read_text().splitlines()[-1])
+    assert last["event"] == "cannot go on"
+    assert "no longer reaches position" in last["error"]

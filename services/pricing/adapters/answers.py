@@ -9,8 +9,9 @@ import asyncpg
 
 from kernel import errors
 from kernel.clock import timestamp_of
-from pricing.adapters import queries
+from pricing.adapters import database, queries
 from pricing.adapters.control_view import ControlView
+from pricing.adapters.identity import identity_of
 from pricing.adapters.ledger_client import Ledger
 from pricing.adapters.progress import Progress
 from pricing.domain.events import Event, read_event, record_of, usage_event_of
@@ -33,17 +34,19 @@ def no_account(account_id: str) -> errors.NotFound:
 
 
 class Reader:
-    """What both services need: the pool, and waiting for positions."""
+    """What both services need: reads from one snapshot, and waiting for positions."""
 
-    def __init__(self, pool: Any, progress: Progress) -> None:
-        self.pool = pool
-        self.progress = progress
+    def __init__(self, pool: Any, dsn: str) -> None:
+        self._pool = pool
+        self.progress = Progress(
+            dsn, lambda wanted: self.in_snapshot(lambda db: queries.reached(db, wanted))
+        )
 
     async def in_snapshot(self, read: Callable[[Any], Awaitable[Any]]) -> Any:
         """Run reads in one snapshot. Errors: Unavailable while the database is away."""
         try:
             async with (
-                self.pool.acquire(timeout=5) as db,
+                self._pool.acquire(timeout=5) as db,
                 db.transaction(isolation="repeatable_read", readonly=True),
             ):
                 return await read(db)
@@ -51,24 +54,29 @@ class Reader:
             raise errors.InvalidArgument(
                 f"a text of the request cannot stand in a database: {error}", reason="INVALID_FIELD"
             ) from None
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except database.AWAY as error:
             raise errors.Unavailable(
-                f"the database does not answer: {error}", reason="DATABASE_AWAY"
+                f"the database does not answer: {database.said(error)}", reason="DATABASE_AWAY"
             ) from None
 
     async def wait_for(
         self, wanted: Sequence[pricing_pb2.LogPosition], remaining_s: float | None
     ) -> None:
-        """Wait until each log is applied to a size. Errors: DeadlinePassed."""
+        """Wait until each log is applied to a size. Errors: DeadlinePassed, Unavailable."""
         if not wanted:
             return
-
-        async def reached() -> bool:
-            at: dict[str, int] = await self.in_snapshot(queries.positions)
-            return all(at.get(item.log, 0) >= item.size for item in wanted)
-
+        sizes: dict[str, int] = {}
+        for item in wanted:
+            sizes[item.log] = max(item.size, sizes.get(item.log, 0))
         names = ", ".join(f"{item.log} {item.size}" for item in wanted[:8])
-        await self.progress.until(reached, f"position {names}", remaining_s)
+        await self.progress.until(sizes, b"", f"position {names}", remaining_s)
+
+    async def wait_for_event(
+        self, account_id: str, event_id: str, remaining_s: float | None
+    ) -> None:
+        """Wait until an event is applied. Errors: DeadlinePassed, Unavailable."""
+        what = f"event {event_id!r} of account {account_id!r}"
+        await self.progress.until({}, identity_of(account_id, event_id), what, remaining_s)
 
     async def wait_for_control(self, size: int, remaining_s: float | None) -> None:
         """Wait until the control log is applied to a size. Errors: DeadlinePassed."""
@@ -89,7 +97,7 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
         """Answer with one account's balance and the positions it is true at."""
         await self._reader.wait_for(request.wait_for, context.time_remaining())
         if request.wait_for_event_id:
-            await self._wait_for_event(
+            await self._reader.wait_for_event(
                 request.account_id, request.wait_for_event_id, context.time_remaining()
             )
 
@@ -104,19 +112,6 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
             raise no_account(request.account_id)
         return pricing_pb2.GetBalanceResponse(
             balance=balances[0], positions=queries.positions_message(at)
-        )
-
-    async def _wait_for_event(
-        self, account_id: str, event_id: str, remaining_s: float | None
-    ) -> None:
-        async def reached() -> bool:
-            place = await self._reader.in_snapshot(
-                lambda db: queries.event_place(db, account_id, event_id)
-            )
-            return place is not None
-
-        await self._reader.progress.until(
-            reached, f"event {event_id!r} of account {account_id!r}", remaining_s
         )
 
     async def ListBalances(  # noqa: N802 - the contract's name

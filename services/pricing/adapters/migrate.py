@@ -69,6 +69,25 @@ async def migrate(dsn: str, password: str) -> int:
         await db.close()
 
 
+async def check_version(db: Any) -> None:
+    """Refuse to work on a schema of another version. Errors: MigrationError."""
+    try:
+        version = await db.fetchval("SELECT max(version) FROM pricing.schema_version")
+    except asyncpg.UndefinedTableError:
+        version = None
+    newest = migrations()[-1][0]
+    if (version or 0) < newest:
+        raise MigrationError(
+            f"schema {SCHEMA} has version {version or 0}, this code needs {newest}: run"
+            " `python -m pricing.entrypoints.migrate` of this release first"
+        )
+    if version > newest:
+        raise MigrationError(
+            f"schema {SCHEMA} has version {version}, this code knows {newest}: run the newer"
+            " release"
+        )
+
+
 def redacted(dsn: str) -> str:
     """The DSN without its password, for messages."""
     return re.sub(r"(://[^:/@]*):[^@]*@", r"\1:***@", dsn)

@@ -5,7 +5,7 @@ Owns all SQL that only reads, and turning rows into the contract's messages.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from pricing.adapters.identity import identity_of
@@ -146,6 +146,17 @@ async def event_place(db: Any, account_id: str, event_id: str) -> tuple[str, int
         identity_of(account_id, event_id),
     )
     return (row["log"], row["log_position"]) if row else None
+
+
+async def reached(db: Any, identities: Sequence[bytes]) -> tuple[dict[str, int], set[bytes]]:
+    """How far each log is applied, and which of the events with these identities are."""
+    at = await positions(db)
+    if not identities:
+        return at, set()
+    rows = await db.fetch(
+        "SELECT identity FROM usage_event WHERE identity = ANY($1::bytea[])", identities
+    )
+    return at, {row["identity"] for row in rows}
 
 
 async def key_of_secret(db: Any, secret_digest: bytes) -> Any:

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import asyncpg
-
 from pricing.adapters.identity import identity_of
 from pricing.domain import books
 from pricing.domain.state import Effects, Engine, Key, Suspended, Totals
@@ -55,11 +53,6 @@ class Step:
         for engine_id, engine in effects.engines.items():
             self.engines.setdefault(engine_id, Engine()).add(engine)
         books.apply(self.balances, effects.postings)
-
-
-async def connect(dsn: str) -> Any:
-    """Open a connection with the schema on its path."""
-    return await asyncpg.connect(dsn, server_settings={"search_path": "pricing"}, timeout=10)
 
 
 async def positions(db: Any) -> dict[str, int]:

@@ -12,14 +12,17 @@ import structlog
 import uvloop
 
 from kernel import errors, grpcs, settings, telemetry
-from pricing.adapters import store
+from pricing.adapters import database, store
 from pricing.adapters.lease import LeaseLostError
 from pricing.adapters.ledger_client import Ledger, LogReplacedError
+from pricing.adapters.migrate import MigrationError, check_version
 from pricing.adapters.projector import Projector
 from pricing.settings import ProjectorSettings
 
 log = structlog.get_logger()
 _RETRY_MS: Final = 500
+# What another moment does not mend, and a person has to look at.
+_FINAL: Final = (LogReplacedError, MigrationError, asyncpg.PostgresError)
 
 
 async def _project_once(config: ProjectorSettings, door: grpcs.Server, ledger: Ledger) -> None:
@@ -34,9 +37,10 @@ async def _project_once(config: ProjectorSettings, door: grpcs.Server, ledger: L
     async with contextlib.AsyncExitStack() as open_connections:
         connections = []
         for _ in range(2):
-            db = await store.connect(config.pricing_postgres)
+            db = await database.connect(config.pricing_postgres)
             open_connections.callback(db.terminate)
             connections.append(db)
+        await check_version(connections[0])
         try:
             await Projector(connections[0], connections[1], ledger, on_ready).run()
         finally:
@@ -46,7 +50,7 @@ async def _project_once(config: ProjectorSettings, door: grpcs.Server, ledger: L
 async def _project_for_ever(config: ProjectorSettings, door: grpcs.Server) -> None:
     """Project again after every error that another moment may mend.
 
-    Errors: LogReplacedError, which no moment mends.
+    Errors: those that no moment mends, LogReplacedError and MigrationError among them.
     """
     ledger = Ledger(config.ledger_address)
     try:
@@ -54,11 +58,11 @@ async def _project_for_ever(config: ProjectorSettings, door: grpcs.Server) -> No
             try:
                 await _project_once(config, door, ledger)
             except* (store.FencedError, LeaseLostError) as group:
-                log.warning("another projector took over", error=str(group.exceptions[0]))
-            except* (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as group:
-                log.warning("database away", error=str(group.exceptions[0]))
+                log.warning("another projector took over", error=str(_innermost(group)))
+            except* database.AWAY as group:
+                log.warning("database away", error=database.said(_innermost(group)))
             except* (grpc.aio.AioRpcError, errors.Unavailable) as group:
-                log.warning("ledger away", error=str(group.exceptions[0])[:300])
+                log.warning("ledger away", error=str(_innermost(group))[:300])
             await asyncio.sleep(_RETRY_MS / 1000)
     finally:
         await ledger.close()
@@ -85,19 +89,23 @@ async def serve(config: ProjectorSettings) -> None:
         log.info("stopped")
     except BaseException as error:
         found = _innermost(error)
-        if not isinstance(found, LogReplacedError):
+        if not isinstance(found, _FINAL):
             raise
-        log.error("cannot go on: a log was replaced or cut", error=str(found))
+        log.error("cannot go on", error=database.said(found))
         raise SystemExit(1) from None
     finally:
         await door.stop(0)
 
 
 def main() -> None:
-    """Start the projector."""
+    """Start the projector; status 1 with one line when it cannot go on."""
     config = settings.load(ProjectorSettings)
     telemetry.configure("pricing-projector", config.log_level)
-    uvloop.run(serve(config))
+    try:
+        uvloop.run(serve(config))
+    except errors.TollbookError as error:
+        log.error("cannot go on", error=str(error))
+        raise SystemExit(1) from None
 
 
 if __name__ == "__main__":

@@ -1,0 +1,76 @@
+"""Connections of the role tollbook_pricing: with limits, and waited for while there is none."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any, Final
+
+import asyncpg
+import structlog
+
+from pricing.adapters.migrate import check_version
+
+log = structlog.get_logger()
+
+CONNECT_TIMEOUT_S: Final = 5
+COMMAND_TIMEOUT_S: Final = 60
+_RETRY_S: Final = 0.25
+_SETTINGS: Final = {"search_path": "pricing", "application_name": "tollbook-pricing"}
+
+# A database that is away, restarting, or that dropped the connection: another moment may mend it.
+AWAY: Final = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresConnectionError,
+    asyncpg.InterfaceError,
+    # Raised on giving back a connection whose server died in the middle of a statement. To take
+    # it for "away" is safe: what is in memory is thrown away and read again.
+    asyncpg.InternalClientError,
+    asyncpg.OperatorInterventionError,
+    asyncpg.InsufficientResourcesError,
+    asyncpg.PostgresSystemError,
+)
+
+
+def said(error: BaseException) -> str:
+    """The first line of what a database said: the others are for its administrator."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]
+
+
+async def connect(dsn: str) -> Any:
+    """Open one connection with the schema on its path. Errors: those of AWAY."""
+    return await asyncpg.connect(
+        dsn,
+        timeout=CONNECT_TIMEOUT_S,
+        command_timeout=COMMAND_TIMEOUT_S,
+        server_settings=_SETTINGS,
+    )
+
+
+async def open_pool(dsn: str, max_size: int, stopped: asyncio.Event) -> Any:
+    """Open a pool on a schema of this version; None when stopped while waiting for the server.
+
+    Errors: MigrationError on a schema of another version, asyncpg's own on a
+    wrong password or a missing database.
+    """
+    while not stopped.is_set():
+        pool: Any = None
+        try:
+            pool = await asyncpg.create_pool(
+                dsn,
+                # No floor: a pool goes on about one that it cannot keep up.
+                min_size=0,
+                max_size=max_size,
+                timeout=CONNECT_TIMEOUT_S,
+                command_timeout=COMMAND_TIMEOUT_S,
+                server_settings=_SETTINGS,
+            )
+            await check_version(pool)
+        except AWAY as error:
+            log.warning("database away", error=said(error))
+            if pool is not None:
+                pool.terminate()
+            await asyncio.sleep(_RETRY_S)
+        else:
+            return pool
+    return None

@@ -1,0 +1,202 @@
+"""What the documents say is so: links lead somewhere, excerpts are the files', settings and reasons
+are the code's, cards can be read, and the plain check of an export agrees with the auditor.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic_settings import BaseSettings
+from tests.unit.audit import world
+
+from inference import settings as inference_settings
+from kernel import merkle
+from kernel.settings import ServiceSettings
+from ledger import settings as ledger_settings
+from pricing import settings as pricing_settings
+from pricing.domain.card_yaml import parse_card
+from tollbook.cli.registry import COMMANDS
+from tollbook.cli.root import is_there
+
+ROOT = Path(__file__).resolve().parents[3]
+EXAMPLES = ROOT / "docs" / "examples"
+PAGES = [
+    ROOT / "README.md",
+    ROOT / "deploy" / "README.md",
+    *sorted((ROOT / "docs").rglob("*.md")),
+]
+# Settings that are read elsewhere than in a settings.py.
+ELSEWHERE = {"TOLLBOOK_CACHE", "TOLLBOOK_TRACE", "TOLLBOOK_SECRET", "TOLLBOOK_FSCK"}
+
+
+def fenced(text: str, language: str) -> list[str]:
+    """Blocks of code of a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+
+
+def page_id(page: Path) -> str:
+    return str(page.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_links_and_paths_lead_somewhere(page: Path) -> None:
+    text = page.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#]+)", text) if "://" not in link]
+    missing = [link for link in links if not (page.parent / link).exists()]
+    # Paths of this repository, named in code.
+    named = re.findall(
+        r"`((?:services|protos|docs|deploy|tests|tools|requirements)/[^\s`*]+)`", text
+    )
+    missing += [path for path in named if not (ROOT / path).exists()]
+    assert not missing
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_python_is_an_excerpt_of_an_example_that_a_test_runs(page: Path) -> None:
+    examples = [path.read_text() for path in EXAMPLES.glob("*.py")]
+    for block in fenced(page.read_text(), "python"):
+        assert any(block in example for example in examples), block
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_cards_can_be_read(page: Path) -> None:
+    text = page.read_text()
+    cards = fenced(text, "yaml") + re.findall(r"<<'YAML'\n(.*?)^YAML$", text, re.M | re.S)
+    for card in cards:
+        assert parse_card(card).lines
+
+
+def settings_classes() -> list[type[BaseSettings]]:
+    modules = (inference_settings, ledger_settings, pricing_settings)
+    return [
+        found
+        for module in modules
+        for found in vars(module).values()
+        if isinstance(found, type) and issubclass(found, ServiceSettings)
+    ]
+
+
+def known_settings() -> set[str]:
+    return {f"TOLLBOOK_{name.upper()}" for kind in settings_classes() for name in kind.model_fields}
+
+
+def test_every_setting_stands_in_the_table_with_its_default() -> None:
+    rows = dict(
+        re.findall(
+            r"^\| `(TOLLBOOK_\w+)` \|[^|]*\|([^|]*)\|",
+            (ROOT / "deploy" / "README.md").read_text(),
+            re.MULTILINE,
+        )
+    )
+    assert rows.keys() == known_settings()
+    for kind in settings_classes():
+        for name, field in kind.model_fields.items():
+            said = rows[f"TOLLBOOK_{name.upper()}"].strip().strip("`")
+            if field.is_required():
+                assert said == "", name
+            else:
+                meant = {"": "empty", "None": "none"}.get(str(field.default), str(field.default))
+                assert said == meant, name
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_no_page_speaks_of_a_setting_that_is_not_there(page: Path) -> None:
+    assert set(re.findall(r"TOLLBOOK_[A-Z_]*[A-Z]", page.read_text())) <= (
+        known_settings() | ELSEWHERE | {"TOLLBOOK_LEDGER", "TOLLBOOK_PRICING"}
+    )
+
+
+@pytest.mark.parametrize("page", PAGES, ids=page_id)
+def test_commands_are_there(page: Path) -> None:
+    said = re.findall(r"(?:`|^\s*|\$ |bin/)tollbook ([a-z]+)", page.read_text(), re.MULTILINE)
+    known = {name for name, entry in COMMANDS.items() if is_there(entry)}
+    assert set(said) <= known
+
+
+def test_every_command_stands_in_the_readme() -> None:
+    text = (ROOT / "README.md").read_text()
+    for name, entry in COMMANDS.items():
+        if is_there(entry):
+            assert re.search(rf"`{name}\b", text), name
+
+
+def test_reasons_that_callers_are_told_of_are_the_services_own() -> None:
+    sources = [
+        *(ROOT / "services" / "inference").rglob("*.py"),
+        *(ROOT / "services" / "kernel").glob("*.py"),
+    ]
+    known = set(re.findall(r'reason="([A-Z_]+)"', "".join(path.read_text() for path in sources)))
+    table = re.findall(
+        r"^\| [A-Z_]+ \| ([A-Z_, ]+) \|", (ROOT / "docs" / "callers.md").read_text(), re.M
+    )
+    said = {reason for cell in table for reason in re.findall(r"[A-Z_]+", cell)}
+    assert said
+    assert said <= known
+    # Of the services' other reasons none reaches a caller of inference.
+    assert known - said <= {"ADAPTER_EXISTS", "ADDRESS_IN_USE", "BAD_ADAPTER"}
+
+
+def root_of(log: Path, *size: str) -> tuple[int, str]:
+    """Exit status and output of docs/examples/root.py."""
+    done = subprocess.run(
+        [sys.executable, "-I", str(EXAMPLES / "root.py"), str(log), *size],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("size", [0, 1, 2, 255, 256, 257, 700])
+def test_the_plain_root_is_the_trees(tmp_path: Path, size: int) -> None:
+    entries = [b"entry %d" % number for number in range(size)]
+    world.write_log(tmp_path, "usage-0", entries)
+    status, said = root_of(tmp_path)
+    assert status == 0
+    assert merkle.root_of(map(merkle.leaf_hash, entries)).hex() in said
+    if size > 1:
+        status, said = root_of(tmp_path, str(size // 2))
+        assert status == 0
+        assert merkle.root_of(map(merkle.leaf_hash, entries[: size // 2])).hex() in said
+    if size:
+        bundle = next(path for path in (tmp_path / "tile" / "entries").rglob("*") if path.is_file())
+        data = bundle.read_bytes()
+        bundle.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+        status, said = root_of(tmp_path)
+        assert status == 1
+        assert "ANOTHER root" in said
+
+
+def test_the_auditors_shell_lines_do_what_the_page_says(tmp_path: Path) -> None:
+    missing = [name for name in ("openssl", "jq", "xxd", "sha256sum") if shutil.which(name) is None]
+    if missing:
+        pytest.skip(f"not on this machine: {', '.join(missing)}")
+    made = world.World()
+    made.change(world.card(), world.account("acme"), world.grant("g1", "acme", 10**12))
+    producer = world.Producer("p/1/0")
+    events = (world.usage_event(f"e{number}", "acme", output=9) for number in range(75))
+    made.take("usage-0", *(producer.record(event) for event in events))
+    made.serve()
+    made.cut()
+    made.write(tmp_path)
+    (tmp_path / "verifiers").rename(tmp_path / "verifier-keys")
+    script = "\n".join(fenced((ROOT / "docs" / "auditors.md").read_text(), "sh"))
+    done = subprocess.run(
+        ["bash", "-euo", "pipefail", "-c", script],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    verdict, leaf, first, digest, served = (
+        line.removesuffix("  -") for line in done.stdout.splitlines()
+    )
+    assert verdict == "Signature Verified Successfully"
+    assert leaf == first
+    assert digest == served

@@ -1,9 +1,28 @@
-"""What all tests share: how Hypothesis runs here."""
+"""What all tests share: how Hypothesis runs here, and one stack with all parts."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+import pytest
 from hypothesis import settings
+
+from tollbook.stack import Stack, running_stack
 
 # No deadline: a test that fails because the machine was busy is a flaky test.
 settings.register_profile("tollbook", deadline=None)
 settings.load_profile("tollbook")
+
+
+@pytest.fixture(scope="session")
+def whole_stack() -> Iterator[Stack]:
+    """All parts, started once for the session: half a minute. A test may kill any of them and
+    need not wait for its return; who comes next begins with `whole_stack.up()`.
+    """
+    with running_stack() as stack:
+        yield stack
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the whole stack run last, so that it stands beside no other test's processes."""
+    items.sort(key=lambda item: "whole_stack" in getattr(item, "fixturenames", ()))

@@ -173,6 +173,7 @@ class World:
         model: str = "tiny",
         outcome: usage_pb2.Outcome.ValueType = usage_pb2.OUTCOME_COMPLETE,
         event_id: str = "",
+        at_us: int = T0_US,
         priced: bool = True,
     ) -> str:
         """Send one event, acknowledged by the broker, and enter it into the reference."""
@@ -183,7 +184,7 @@ class World:
             account_id=account_id,
             served_model=model,
             outcome=outcome,
-            event_time=timestamp_of(T0_US),
+            event_time=timestamp_of(at_us),
             engine_id="engine-test",
         )
         token = usage_pb2.UNIT_TOKEN

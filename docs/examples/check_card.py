@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from typing import cast
 
 import grpc
 from google.rpc import error_details_pb2
@@ -23,7 +24,7 @@ with grpc.insecure_channel(os.environ["TOLLBOOK_PRICING_ADDRESS"]) as channel:
         answer = control.PublishRateCard(request, timeout=10)
         print(f"good: it would be version {answer.card.version} of {answer.card.card_id}")
     except grpc.RpcError as error:
-        status = rpc_status.from_call(error)
+        status = rpc_status.from_call(cast(grpc.Call, error))
         for detail in status.details if status else ():
             bad = error_details_pb2.BadRequest()
             if detail.Unpack(bad):

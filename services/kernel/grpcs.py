@@ -17,7 +17,7 @@ import grpc
 import grpc.aio
 import structlog
 from google.protobuf import any_pb2, duration_pb2
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
@@ -195,10 +195,40 @@ def _unforeseen(method: str, error: Exception) -> errors.TollbookError:
     )
 
 
-class _Door(grpc.aio.ServerInterceptor):
-    """Checks each request, opens its span, and turns errors into statuses.
+class _Unreadable:
+    """Stands for a request whose bytes are not its message, on their way to the answer."""
 
-    One place for all three, so that no method of any service goes without.
+    def __init__(self, error: DecodeError) -> None:
+        self.error = error
+
+
+def _reading(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """Have bytes that cannot be read come in all the same: gRPC itself would tell the caller
+    that the service failed.
+    """
+
+    def read(data: bytes) -> Any:
+        try:
+            return deserialize(data)
+        except DecodeError as error:
+            return _Unreadable(error)
+
+    return read
+
+
+def _accept(request: Message | _Unreadable) -> None:
+    """Refuse what cannot be read or breaks a rule. Errors: InvalidArgument."""
+    if isinstance(request, _Unreadable):
+        raise errors.InvalidArgument(
+            f"the request cannot be read: {request.error}", reason="MALFORMED_REQUEST"
+        )
+    check(request)
+
+
+class _Door(grpc.aio.ServerInterceptor):
+    """Reads and checks each request, opens its span, and turns errors into statuses.
+
+    One place for all of it, so that no method of any service goes without.
     """
 
     def __init__(self, service: str) -> None:
@@ -215,6 +245,7 @@ class _Door(grpc.aio.ServerInterceptor):
         method = details.method
         if handler is None or handler.request_streaming or not method.startswith("/tollbook."):
             return handler
+        read = _reading(cast(Any, handler.request_deserializer))
         carrier = {
             str(key): str(value)
             for key, value in details.invocation_metadata
@@ -233,7 +264,7 @@ class _Door(grpc.aio.ServerInterceptor):
                     method, context=parent, kind=trace.SpanKind.SERVER
                 ):
                     try:
-                        check(request)
+                        _accept(request)
                         responses: AsyncGenerator[Message, None] = inner_stream(request, context)
                         async with aclosing(responses):
                             async for response in responses:
@@ -246,14 +277,14 @@ class _Door(grpc.aio.ServerInterceptor):
                         await abort(context, _unforeseen(method, error))
 
             return grpc.unary_stream_rpc_method_handler(
-                cast(Any, stream), handler.request_deserializer, handler.response_serializer
+                cast(Any, stream), read, handler.response_serializer
             )
         inner: Any = handler.unary_unary
 
         async def unary(request: Message, context: Any) -> Message:
             with tracer.start_as_current_span(method, context=parent, kind=trace.SpanKind.SERVER):
                 try:
-                    check(request)
+                    _accept(request)
                     response: Message = await inner(request, context)
                     return response
                 except errors.TollbookError as error:
@@ -264,7 +295,7 @@ class _Door(grpc.aio.ServerInterceptor):
                     await abort(context, _unforeseen(method, error))
 
         return grpc.unary_unary_rpc_method_handler(
-            cast(Any, unary), handler.request_deserializer, handler.response_serializer
+            cast(Any, unary), read, handler.response_serializer
         )
 
 

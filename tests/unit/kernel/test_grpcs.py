@@ -345,3 +345,17 @@ async def test_the_callers_trace_goes_on_in_the_method() -> None:
             metadata=[("traceparent", f"00-{trace_id}-00f067aa0ba902b7-01")],
         )
         assert loop.ledger.trace_ids[0].split("-")[1] == trace_id
+
+
+async def test_bytes_that_are_no_message_are_the_callers_error() -> None:
+    async with running() as loop:
+        unary: Any = loop.channel.unary_unary(f"/{SERVICE}/GetEntry")
+        stream: Any = loop.channel.unary_stream(f"/{SERVICE}/ReadEvents")
+        for call in (unary(b"\xff\xff"), stream(b"\xff\xff").read()):
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert caught.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+            status = rich(caught.value)
+            assert "the request cannot be read" in status.message
+            assert detail(status, error_details_pb2.ErrorInfo).reason == "MALFORMED_REQUEST"
+        assert loop.ledger.seen == []

@@ -152,8 +152,7 @@ class VllmEngine:
         conversation = [
             {"role": message.role, "content": message.content} for message in spec.chat.messages
         ]
-        # Length is checked below, once and for both kinds of prompt; vLLM is not
-        # to truncate.
+        # vLLM is not to truncate; what it finds too long it refuses itself.
         try:
             _, (form,) = await self._llm.renderer.render_chat_async(
                 [conversation],
@@ -161,8 +160,12 @@ class VllmEngine:
                 prompt_extras={"cache_salt": cache_salt} if cache_salt else None,
             )
         except (VLLMClientError, ValueError) as error:
+            problem = f"the conversation cannot be rendered: {error}"
+            too_long = getattr(error, "parameter", None) in ("input_tokens", "input_text")
             raise errors.InvalidArgument(
-                f"the conversation cannot be rendered: {error}", reason="UNRENDERABLE_PROMPT"
+                problem,
+                reason="INVALID_PROMPT" if too_long else "UNRENDERABLE_PROMPT",
+                violations=(errors.FieldViolation("spec.chat", problem),),
             ) from error
         token_ids = list(form["prompt_token_ids"])
         self._check_prompt(token_ids, "spec.chat")

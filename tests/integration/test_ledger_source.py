@@ -73,7 +73,7 @@ async def read(source: PartitionSource, offset: int, count: int) -> list[Record]
     records: list[Record] = []
     while len(records) < count:
         fetched = await source.fetch(offset)
-        records += fetched.records
+        records += fetched.columns.records()
         offset = fetched.next_offset
     return records
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from opentelemetry import trace
@@ -21,16 +21,21 @@ from ledger.adapters import store
 from ledger.adapters.source import Fetched, LastRead, PartitionSource
 from ledger.adapters.store import Head
 from ledger.domain import batch as batching
+from ledger.domain import columnar
 from ledger.domain.batch import MAX_STREAMS_KEPT, Batch, LogState, Record
-from ledger.domain.scan import Scanned, trace_of
+from ledger.domain.columnar import Reading
+from ledger.domain.columns import Columns
+from ledger.domain.scan import trace_of
 from ledger.domain.streams import StreamState
 
 log = structlog.get_logger()
 _tracer = telemetry.tracer("ledger")
 
-_SLICE: Final = 1_024
-"""Records read without letting other tasks run: a few milliseconds."""
+_WORTH_A_THREAD: Final = 512
+"""Fewer records than this are done sooner than a thread is found for them."""
 _MAX_LINKS: Final = 16
+
+T = TypeVar("T")
 
 
 class PartitionWriter:
@@ -77,8 +82,8 @@ class PartitionWriter:
                 self.high_watermark = fetched.high_watermark
                 # One fetch ahead and no more: a slow database slows the reading.
                 fetch = asyncio.ensure_future(self._source.fetch(fetched.next_offset))
-                for records, next_offset in _parts(fetched, self._batch_records):
-                    await self._take(state, records, next_offset)
+                for columns, next_offset in _parts(fetched, self._batch_records):
+                    await self._take(state, columns, next_offset)
             if self._commit is not None:
                 await self._commit
         finally:
@@ -122,13 +127,10 @@ class PartitionWriter:
         finally:
             stop.cancel()
 
-    async def _take(self, state: LogState, records: list[Record], next_offset: int) -> None:
+    async def _take(self, state: LogState, columns: Columns, next_offset: int) -> None:
         """Admit records and start their commit, once the commit before it is done."""
-        found: list[Scanned] = []
-        for first in range(0, len(records), _SLICE):
-            found += batching.scan_records(records[first : first + _SLICE])
-            await asyncio.sleep(0)
-        suspects = batching.find_suspects(state.index, found)
+        count = len(columns)
+        reading, suspects = await _compute(count, _read, state, columns)
         bodies: dict[bytes, bytes] = {}
         if suspects.positions:
             wanted = [at for positions in suspects.positions.values() for at in positions]
@@ -137,10 +139,10 @@ class PartitionWriter:
             async with self._pool.acquire() as db:
                 leaves = await store.leaves_at(db, self.head.log_id, wanted)
             bodies = batching.known_bodies(suspects, leaves)
-        await self._load_streams(state, found)
-        batch = batching.plan(state, records, found, suspects, bodies, next_offset)
+        await self._load_streams(state, reading.stream_ids())
+        batch = await _compute(count, columnar.plan, state, reading, suspects, bodies, next_offset)
         await self._settle()
-        self._commit = asyncio.ensure_future(self._write(batch, records, found))
+        self._commit = asyncio.ensure_future(self._write(batch, _links(reading)))
 
     async def _settle(self) -> None:
         """Wait for the commit under way."""
@@ -148,26 +150,26 @@ class PartitionWriter:
         if commit is not None:
             await commit
 
-    async def _load_streams(self, state: LogState, found: list[Scanned]) -> None:
+    async def _load_streams(self, state: LogState, wanted: set[str]) -> None:
         """Have the state of every stream that the records speak of."""
         streams = state.streams
-        missing = {item.stream_id for item in found if item.stream_id} - streams.keys()
+        missing = wanted - streams.keys()
         if not missing:
             return
         if len(streams) + len(missing) > MAX_STREAMS_KEPT:
             # What is thrown away is read again when it is needed, so it must be written first.
             await self._settle()
-            keep = {item.stream_id for item in found} & streams.keys()
+            keep = wanted & streams.keys()
             state.streams = streams = {stream_id: streams[stream_id] for stream_id in keep}
         async with self._pool.acquire() as db:
             known = await store.load_streams(db, self.head.log_id, missing)
         for stream_id in missing:
             streams[stream_id] = known.get(stream_id) or StreamState()
 
-    async def _write(self, batch: Batch, records: list[Record], found: list[Scanned]) -> None:
+    async def _write(self, batch: Batch, links: list[trace.Link]) -> None:
         head = self.head
         with _tracer.start_as_current_span(
-            "ledger.commit", kind=trace.SpanKind.CONSUMER, links=_links(records, found)
+            "ledger.commit", kind=trace.SpanKind.CONSUMER, links=links
         ) as span:
             span.set_attribute(telemetry.LOG, head.name)
             span.set_attribute(telemetry.POSITION, batch.first_position)
@@ -191,16 +193,28 @@ class PartitionWriter:
             _say_exceptions(head, batch)
 
 
-def _parts(fetched: Fetched, most: int) -> Iterator[tuple[list[Record], int]]:
+def _parts(fetched: Fetched, most: int) -> Iterator[tuple[Columns, int]]:
     """Cut what was fetched into batches: records, and the offset that follows them."""
-    records = fetched.records
-    for first in range(0, len(records), most):
-        part = records[first : first + most]
-        is_last = first + most >= len(records)
-        yield part, fetched.next_offset if is_last else part[-1][0] + 1
-    if not records and fetched.next_offset > fetched.from_offset:
+    columns = fetched.columns
+    for first in range(0, len(columns), most):
+        part = columns.part(first, min(first + most, len(columns)))
+        is_last = first + most >= len(columns)
+        yield part, fetched.next_offset if is_last else int(part.offset[-1]) + 1
+    if not len(columns) and fetched.next_offset > fetched.from_offset:
         # Nothing but markers: the head must move past them, or they are read again for ever.
-        yield [], fetched.next_offset
+        yield columns, fetched.next_offset
+
+
+def _read(state: LogState, columns: Columns) -> tuple[Reading, batching.Suspects]:
+    reading = columnar.read(columns)
+    return reading, columnar.find_suspects(state.index, reading)
+
+
+async def _compute(records: int, work: Callable[..., T], *arguments: Any) -> T:
+    """Do what is pure computing: beside the event loop, which writes the batch before, if long."""
+    if records < _WORTH_A_THREAD:
+        return work(*arguments)
+    return await asyncio.to_thread(work, *arguments)
 
 
 def _say_exceptions(head: Head, batch: Batch) -> None:
@@ -219,12 +233,12 @@ def _say_exceptions(head: Head, batch: Batch) -> None:
     )
 
 
-def _links(records: list[Record], found: list[Scanned]) -> list[trace.Link]:
+def _links(reading: Reading) -> list[trace.Link]:
     """Links to the requests of the first few records: enough to join, bounded for any batch."""
     links = []
-    for record, item in zip(records[:_MAX_LINKS], found, strict=False):
-        value = record[3]
-        if item.reason or not value:
+    for index in range(min(_MAX_LINKS, len(reading.columns))):
+        value = reading.columns.value(index)
+        if not value or not reading.usable[index]:
             continue
         parent = telemetry.context_of_ids(*trace_of(value))
         context = trace.get_current_span(parent).get_span_context()

@@ -18,10 +18,10 @@ import structlog
 from aiokafka.client import AIOKafkaClient
 from aiokafka.errors import KafkaError
 from aiokafka.protocol.offset import OffsetRequest, OffsetResetStrategy
-from aiokafka.record.memory_records import MemoryRecords
 
-from ledger.adapters import wire
+from ledger.adapters import records, wire
 from ledger.domain.batch import Record
+from ledger.domain.columns import Columns
 
 log = structlog.get_logger()
 
@@ -54,7 +54,7 @@ class Fetched(NamedTuple):
     """Records in order of offset, and the offset to go on from."""
 
     from_offset: int
-    records: list[Record]
+    columns: Columns
     next_offset: int
     high_watermark: int
 
@@ -187,9 +187,9 @@ class PartitionSource:
             await self._refuse(code, last.offset + 1)
         if code != _NO_ERROR or part is None:
             raise KafkaError(f"fetch error {code}")
-        found = [item for item in self._decode(last.offset, part).records if item[0] == last.offset]
+        found = self._decode(last.offset, part).columns
         # Nothing there: the end was lost, or (next offset beyond) the record was compacted away.
-        if not (found and last.is_same(found[0])):
+        if not (len(found) and last.is_same(found.record(0))):
             raise SourceError(
                 f"{self._name}: the record at offset {last.offset} is not the one that the log was"
                 " built from: the partition lost its end and was written anew. Nothing was read"
@@ -251,8 +251,8 @@ class PartitionSource:
             if code == _NO_ERROR and part is not None:
                 self._failures = 0
                 fetched = self._decode(offset, part)
-                if fetched.records:
-                    last = fetched.records[-1]
+                if len(fetched.columns):
+                    last = fetched.columns.record(-1)
                     self._last = LastRead(last[0], last.__eq__)
                 return fetched
             await self._refuse(code, offset)
@@ -279,29 +279,11 @@ class PartitionSource:
 
     def _decode(self, offset: int, part: Any) -> Fetched:
         high_watermark, data = part[2], part[7]
-        records: list[Record] = []
-        next_offset = offset
-        batches = MemoryRecords(data or b"")
-        while batches.has_next():
-            batch = batches.next_batch()
-            if batch is None:
-                break
-            if not batch.validate_crc():
-                raise SourceError(
-                    f"{self._name}: records from offset {next_offset} on fail their checksum"
-                )
-            if not batch.is_control_batch:
-                records.extend(
-                    [
-                        (record.offset, record.timestamp or 0, record.key, record.value)
-                        for record in batch
-                    ]
-                )
-            next_offset = batch.next_offset
-        if records and records[0][0] < offset:
-            # The first batch may begin before the offset that was asked for.
-            records = [record for record in records if record[0] >= offset]
-        return Fetched(offset, records, max(next_offset, offset), high_watermark)
+        try:
+            columns, next_offset = records.decode(data or b"", offset)
+        except records.RecordsError as error:
+            raise SourceError(f"{self._name}: {error}. Nothing was read past it") from None
+        return Fetched(offset, columns, next_offset, high_watermark)
 
 
 def _the_partition(response: Any) -> tuple[int, Any]:

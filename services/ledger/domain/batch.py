@@ -205,7 +205,7 @@ def plan(
                 stream.next_seq += 1
                 disposition, reason = ACCEPTED, scanning.OK
             else:
-                disposition, reason = _decide_carefully(item, stream, value, careful, bodies)
+                disposition, reason = decide_carefully(item, stream, value, careful, bodies)
             if disposition == ACCEPTED:
                 accepted.append(identity)
                 accepted_at.append(position)
@@ -243,13 +243,18 @@ def plan(
     )
 
 
-def _decide_carefully(
+def decide_carefully(
     item: Scanned,
     stream: StreamState,
     value: bytes | None,
     careful: frozenset[bytes],
     bodies: dict[bytes, bytes],
 ) -> Verdict:
+    """Decide on a record that is not the next new one of its stream, or that may repeat another.
+
+    `bodies` holds the body digests of the accepted records that `careful`
+    ones may repeat; it is added to.
+    """
     digest = body_digest(value) if value and item.identity in careful else b""
 
     def same_body(identity: bytes) -> bool | None:

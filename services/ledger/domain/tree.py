@@ -60,29 +60,44 @@ class TreeBuilder:
         if rest:
             raise ValueError(f"a tree of {size} leaves has more than {len(self._partial)} levels")
 
+    def edge(self) -> list[bytes]:
+        """The leaf hashes of the tile that is not full yet."""
+        return list(self._partial[0])
+
     def extend(self, leaf_hashes: Sequence[bytes]) -> list[Tile]:
         """Add leaf hashes in order and give the tiles that became full."""
-        full: list[Tile] = []
+        row = [*self._partial[0], *leaf_hashes]
+        whole = len(row) // TILE_WIDTH * TILE_WIDTH
+        tiles = [b"".join(row[at : at + TILE_WIDTH]) for at in range(0, whole, TILE_WIDTH)]
+        return self.extend_by_tiles(tiles, [tile_root(tile) for tile in tiles], row[whole:])
+
+    def extend_by_tiles(
+        self, tiles: Sequence[bytes], roots: Sequence[bytes], rest: list[bytes]
+    ) -> list[Tile]:
+        """Add leaf hashes that are folded already: full tiles with their roots, and what follows.
+
+        The first tile begins with `edge()`. Gives the tiles of all levels that became full.
+        """
         first = self.size // TILE_WIDTH
-        self.size += len(leaf_hashes)
-        row = self._partial[0]
-        row.extend(leaf_hashes)
-        level = 0
-        while len(row) >= TILE_WIDTH:
-            up: list[bytes] = []
+        self.size = (first + len(tiles)) * TILE_WIDTH + len(rest)
+        full = [Tile(0, first + number, hashes) for number, hashes in enumerate(tiles)]
+        self._partial[0] = rest
+        level, up = 0, list(roots)
+        while up:
+            level += 1
+            first //= TILE_WIDTH
+            if level == len(self._partial):
+                self._partial.append([])
+            row = self._partial[level]
+            row.extend(up)
+            self._upper_peaks = None
+            up = []
             whole = len(row) // TILE_WIDTH
             for number in range(whole):
                 hashes = b"".join(row[number * TILE_WIDTH : (number + 1) * TILE_WIDTH])
                 full.append(Tile(level, first + number, hashes))
                 up.append(tile_root(hashes))
             del row[: whole * TILE_WIDTH]
-            level += 1
-            if level == len(self._partial):
-                self._partial.append([])
-            row = self._partial[level]
-            first //= TILE_WIDTH
-            row.extend(up)
-            self._upper_peaks = None
         return full
 
     def peaks(self) -> list[bytes]:

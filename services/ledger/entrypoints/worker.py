@@ -12,6 +12,7 @@ import uvloop
 from kernel import errors, grpcs, settings, telemetry
 from ledger.adapters import database
 from ledger.adapters.migrate import MigrationError
+from ledger.adapters.warmup import warm_up
 from ledger.adapters.workforce import Workforce
 from ledger.settings import WorkerSettings
 
@@ -22,6 +23,7 @@ _POOL: Final = 10
 async def work(config: WorkerSettings) -> None:
     """Work until SIGTERM."""
     stopped = grpcs.stop_event()
+    warm_up()
     door = grpcs.Server("ledger-worker", config.health_address)
     await door.start()
     try:

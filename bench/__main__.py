@@ -23,6 +23,7 @@ import psutil
 BENCHES: Final = {
     "ledger": "Kafka to durable log, events/s and latency, beside plain COPY",
     "inference": "metering in process, tokens/s and latency, beside bare AsyncLLM",
+    "rating": "log leaves to charges on one core, beside a plain loop of decimals",
     "path": "answer to balance, and tokens/s through gRPC beside the engine alone",
 }
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import asyncpg
@@ -651,6 +652,35 @@ async def test_everything_killed_at_once_comes_back_with_every_unit(
     for number in range(80):
         await world.use(names[number % 4], plain=number, output=number)
     await world.check()
+
+
+async def test_an_auditor_agrees_with_every_cut_after_all_of_the_above(
+    world: World, stack: Stack, tmp_path: Path
+) -> None:
+    """From the exported files and the keys alone: roots, digests, balances."""
+    await world.open("audited")
+    for number in range(20):
+        await world.use("audited", plain=number, output=number)
+        if number % 7 == 0:
+            await world.control.CreateCut(
+                pricing_pb2.CreateCutRequest(wait_for=await world.recorded()), timeout=30
+            )
+    await world.check()
+    tollbook = [sys.executable, "-m", "tollbook.cli"]
+    environment = {**os.environ, **stack.environment()}
+    keys = environment["TOLLBOOK_VERIFIER_KEYS"]
+    export = str(tmp_path / "export")
+    for command in (["export", export], ["audit", export, "--key", keys]):
+        done = await asyncio.to_thread(
+            subprocess.run,
+            [*tollbook, *command],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+        assert done.returncode == 0, done.stdout + done.stderr
 
 
 async def test_nothing_unforeseen_happened(stack: Stack) -> None:

@@ -11,10 +11,10 @@ from kernel import errors
 from kernel.clock import timestamp_of
 from pricing.adapters import database, queries
 from pricing.adapters.control_view import ControlView
-from pricing.adapters.identity import identity_of
 from pricing.adapters.ledger_client import Ledger
 from pricing.adapters.progress import Progress
 from pricing.domain.events import Event, read_event, record_of, usage_event_of
+from pricing.domain.identity import identity_of
 from pricing.domain.rating import RatedLeaf
 from tollbook.pricing.v1 import pricing_pb2, pricing_pb2_grpc
 from tollbook.usage.v1 import usage_pb2

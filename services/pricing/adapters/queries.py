@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from pricing.adapters.identity import identity_of
 from pricing.domain import books
 from pricing.domain.digest import balances_digest
+from pricing.domain.identity import identity_of
 from tollbook.pricing.v1 import control_pb2, money_pb2, pricing_pb2
 
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from pricing.adapters.identity import identity_of
 from pricing.domain import books
+from pricing.domain.identity import identity_of
 from pricing.domain.state import Effects, Engine, Key, Suspended, Totals
 from pricing.domain.text import escaped
 

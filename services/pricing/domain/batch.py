@@ -4,11 +4,15 @@ Real traffic repeats few combinations of account, model, outcome and leaf, and
 a charge is linear in the count. So each entry costs a few additions, and the
 catalogue is asked once for each combination. rating.py is the reference:
 both give the same amounts, to the last unit.
+
+A long run is added up by compiled loops where they are loaded (tally.py), and
+only what they do not read is read here one by one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from kernel.clock import us_of
@@ -26,6 +30,7 @@ from pricing.domain.events import (
 )
 from pricing.domain.rating import outcome_word
 from pricing.domain.state import Applied, Effects, Ignored, Totals
+from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, Tally, is_ready, tally
 from tollbook.usage.v1 import usage_pb2 as usage
 
 _Dims = tuple[int, int, int, int, int, int, str]
@@ -59,6 +64,14 @@ class _Sum(NamedTuple):
     counts: list[int]
     """[amount, undelivered, first position, position after the last]"""
 
+    def add(self, amount: int, undelivered: int, first: int, end: int) -> None:
+        """Add counts of the entries in [first, end)."""
+        counts = self.counts
+        counts[_AMOUNT] += amount
+        counts[_UNDELIVERED] += undelivered
+        counts[_FIRST] = min(counts[_FIRST], first)
+        counts[_END] = max(counts[_END], end)
+
 
 class Rated(NamedTuple):
     """What a run gives, but for what waits: that is `unpriced`."""
@@ -82,19 +95,13 @@ def rate_run(
     nothing.
     """
     run = _Run(log, currency_of, catalogue)
-    for position, raw in enumerate(data, first_position):
-        try:
-            record = record_of(raw)
-            if record is None:
-                continue
-            body = record.WhichOneof("body")
-            if body == "usage_event":
-                run.add_event(position, record)
-            elif body == "engine_reading":
-                reading = reading_of(position, record.engine_reading)
-                run.effects.engine_of(reading.engine_id).read(reading)
-        except UnusableLeafError as error:
-            run.effects.ignored.append(Ignored(log, position, str(error)))
+    for start in range(0, len(data), MAX_LEAVES):
+        part = data[start : start + MAX_LEAVES]
+        if len(part) >= MIN_LEAVES and is_ready():
+            run.add_tally(first_position + start, part, tally(part, catalogue.edges_us))
+        else:
+            for position, raw in enumerate(part, first_position + start):
+                run.add(position, raw)
     return run.finish()
 
 
@@ -111,7 +118,52 @@ class _Run:
         self._groups: dict[tuple[str | int, ...], _Group] = {}
         self._unpriced: list[int] = []
 
-    def add_event(self, position: int, record: usage.UsageRecord) -> None:
+    def add(self, position: int, raw: bytes) -> None:
+        """Add one leaf."""
+        try:
+            record = record_of(raw)
+            if record is None:
+                return
+            body = record.WhichOneof("body")
+            if body == "usage_event":
+                self._add_event(position, record)
+            elif body == "engine_reading":
+                reading = reading_of(position, record.engine_reading)
+                self.effects.engine_of(reading.engine_id).read(reading)
+        except UnusableLeafError as error:
+            self.effects.ignored.append(Ignored(self._log, position, str(error)))
+
+    def add_tally(self, first_position: int, data: Sequence[bytes], found: Tally) -> None:
+        """Add leaves that were added up, and one by one those that were not."""
+        groups: list[_Group] = []
+        for of_group in found.groups():
+            record = record_of(data[of_group.sample])
+            if record is None:
+                raise AssertionError("a leaf that was added up holds no accepted record")
+            group = self._group_of(usage_event_of(record))
+            group.requests += of_group.requests
+            groups.append(group)
+        unpriced: list[int] = []
+        for number, cell in enumerate(found.cells()):
+            group = groups[cell.group]
+            first, end = first_position + cell.first, first_position + cell.end
+            of_leaf = group.leaves.get(cell.dimensions)
+            if of_leaf is None:
+                of_leaf = group.leaves[cell.dimensions] = self._price(group, cell.dimensions, first)
+            of_leaf.add(cell.amount, cell.undelivered, first, end)
+            if of_leaf.priced is None:
+                unpriced.append(number)
+        self._unpriced += (first_position + index for index in found.events_of(unpriced))
+        self.effects.applied += found.applied(
+            first_position, [group.account_id for group in groups]
+        )
+        odd = found.odd()
+        for index in odd:
+            self.add(first_position + index, data[index])
+        if odd:
+            self.effects.applied.sort(key=itemgetter(0))
+
+    def _add_event(self, position: int, record: usage.UsageRecord) -> None:
         event = usage_event_of(record)
         if not event.account_id:
             raise UnusableLeafError("a usage event without an account")
@@ -139,10 +191,7 @@ class _Run:
             found = group.leaves.get(dims)
             if found is None:
                 found = group.leaves[dims] = self._price(group, dims, position)
-            sums = found.counts
-            sums[_AMOUNT] += amount
-            sums[_UNDELIVERED] += undelivered
-            sums[_END] = position + 1
+            found.add(amount, undelivered, position, position + 1)
             if found.priced is None:
                 waits = True
         if waits:
@@ -202,7 +251,7 @@ class _Run:
                         end,
                     )
         self.effects.postings = charges.postings()
-        return Rated(self.effects, self._unpriced)
+        return Rated(self.effects, sorted(self._unpriced))
 
     def _count(self, group: _Group, totals: Totals, key: LeafKey, amount: int) -> None:
         if key.unit != "token":

@@ -70,6 +70,11 @@ class Catalogue:
         self._in_force: dict[tuple[str, str, int], tuple[PublishedCard, ...]] = {}
         self._found: dict[tuple[str, str, int, Context, LeafKey], Priced | None] = {}
 
+    @property
+    def edges_us(self) -> Sequence[int]:
+        """The instants, in order, at which another card may apply."""
+        return self._edges_us
+
     def segment(self, event_time_us: int) -> int:
         """Number of the stretch of time, between two edges of cards, that an instant falls in."""
         return bisect_right(self._edges_us, event_time_us)

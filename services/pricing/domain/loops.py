@@ -1,0 +1,479 @@
+"""Adding up usage leaves in their bytes: compiled, and for plain leaves alone.
+
+A leaf is plain when its record is a usage event written the ordinary way:
+fields in order of number, each at most once, texts in ASCII, nothing unknown,
+counts within the contract. What is not plain is marked ODD and left to
+batch.py, which reads it by protobuf. So this code may be too strict, which
+costs time, and must never be too lenient: a property test holds every answer
+against batch.py's own.
+
+Importing this takes seconds, since the loops are compiled (once, and kept on
+disk). tally.py imports it when it is asked to.
+
+Sources: protobuf's encoding (varints, tags, length-delimited fields) and
+kernel/leaf.py.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+
+from kernel import leaf as leaves
+from kernel.jit import compiler
+from pricing.domain.events import MAX_QUANTITY
+from tollbook.ledger.v1 import ledger_pb2 as ledger
+from tollbook.usage.v1 import usage_pb2 as usage
+
+_compiled: Final = compiler(
+    (Path(__file__), Path(leaves.__file__), Path(__file__).with_name("events.py")),
+    usage.DESCRIPTOR.serialized_pb + ledger.DESCRIPTOR.serialized_pb,
+)
+
+# What became of a leaf.
+SKIPPED: Final = 0
+PLAIN: Final = 1
+ODD: Final = 2
+
+# Columns of `texts`: place and length of each.
+EVENT_ID: Final = 0
+ACCOUNT_ID: Final = 2
+SERVED_MODEL: Final = 4
+BASE_MODEL: Final = 6
+ADAPTER: Final = 8
+SERVICE_TIER: Final = 10
+REGION: Final = 12
+ENGINE_ID: Final = 14
+TRACE_ID: Final = 16
+SPAN_ID: Final = 18
+TEXT_COLUMNS: Final = 20
+
+# Columns of `numbers`.
+OUTCOME: Final = 0
+SECONDS: Final = 1
+NANOS: Final = 2
+GROUP: Final = 3
+NUMBER_COLUMNS: Final = 4
+
+# Columns of `quantities`: six dimensions, place and length of the attribute, the counts, and where
+# they were added.
+UNIT: Final = 0
+ATTRIBUTE: Final = 6
+AMOUNT: Final = 8
+UNDELIVERED: Final = 9
+CELL: Final = 10
+OWNER: Final = 11
+QUANTITY_COLUMNS: Final = 12
+
+MAX_QUANTITIES: Final = 64
+"""Of a plain event."""
+
+_VARINT: Final = 0
+_LENGTH: Final = 2
+_MAX_SECONDS: Final = 253_402_300_799
+_MAX_NANOS: Final = 999_999_999
+_MAX_WORD: Final = 15
+_ACCEPTED: Final = int(ledger.DISPOSITION_ACCEPTED)
+_VERSION: Final = leaves.VERSION
+_HEADER_BYTES: Final = leaves.HEADER_BYTES
+_MAX_LEAF_BYTES: Final = leaves.MAX_LEAF_BYTES
+_MAX_AMOUNT: Final = MAX_QUANTITY
+
+_FIELDS: Final = usage.UsageEvent.DESCRIPTOR.fields_by_name
+_UNREAD: Final = -2
+_NO_TEXT: Final = -1
+# Where each text of UsageEvent goes, by its field's number.
+_TEXT_COLUMN: Final = np.full(32, _NO_TEXT, dtype=np.int64)
+for _name, _column in {
+    "event_id": EVENT_ID,
+    "account_id": ACCOUNT_ID,
+    "project_id": _UNREAD,
+    "key_id": _UNREAD,
+    "hold_id": _UNREAD,
+    "served_model": SERVED_MODEL,
+    "base_model": BASE_MODEL,
+    "adapter": ADAPTER,
+    "service_tier": SERVICE_TIER,
+    "region": REGION,
+    "engine_id": ENGINE_ID,
+}.items():
+    _TEXT_COLUMN[_FIELDS[_name].number] = _column
+
+_PROVENANCE: Final = _FIELDS["provenance"].number
+_QUANTITIES: Final = _FIELDS["quantities"].number
+_OUTCOME: Final = _FIELDS["outcome"].number
+_FINISH_REASON: Final = _FIELDS["finish_reason"].number
+_EVENT_TIME: Final = _FIELDS["event_time"].number
+_FIRST_TOKEN_TIME: Final = _FIELDS["first_token_time"].number
+_END_TIME: Final = _FIELDS["end_time"].number
+_OUTPUT_DIGEST: Final = _FIELDS["output_digest"].number
+_CHOICE_COUNT: Final = _FIELDS["choice_count"].number
+
+
+@_compiled
+def _varint(data: Any, at: Any, end: int) -> Any:
+    """(value, place after it) of a varint below 2**63; place -1 when it is none."""
+    value = np.int64(0)
+    shift = 0
+    while at < end and shift < 63:
+        byte = np.int64(data[at])
+        at += 1
+        value |= (byte & 127) << shift
+        if byte < 128:
+            return value, at
+        shift += 7
+    return np.int64(0), -1
+
+
+@_compiled
+def _is_ascii(data: Any, at: int, length: int) -> bool:
+    bad = False
+    for place in range(at, at + length):
+        bad |= data[place] > 127
+    return not bad
+
+
+@_compiled
+def _instant(data: Any, at: int, end: int, into: Any) -> bool:
+    """Read a Timestamp: seconds and nanoseconds into `into`."""
+    last = 0
+    while at < end:
+        tag: Any = np.int64(data[at])
+        at += 1
+        number = tag >> 3
+        if tag & 7 != _VARINT or number <= last or number > 2:
+            return False
+        last = number
+        value, at = _varint(data, at, end)
+        if at < 0 or value > (_MAX_SECONDS if number == 1 else _MAX_NANOS):
+            return False
+        into[number - 1] = value
+    return True
+
+
+@_compiled
+def _digests(data: Any, at: int, end: int) -> bool:
+    """Whether this is a Provenance."""
+    last = 0
+    while at < end:
+        tag: Any = np.int64(data[at])
+        at += 1
+        number = tag >> 3
+        if tag & 7 != _LENGTH or number <= last or number > 4:
+            return False
+        last = number
+        length, at = _varint(data, at, end)
+        if at < 0 or length > end - at:
+            return False
+        at += length
+    return True
+
+
+@_compiled
+def _quantity(data: Any, at: int, end: int, row: Any) -> bool:
+    """Read a Quantity into a row of `quantities`."""
+    for column in range(QUANTITY_COLUMNS):
+        row[column] = 0
+    last = 0
+    while at < end:
+        tag: Any = np.int64(data[at])
+        at += 1
+        number = tag >> 3
+        if number <= last or number > 9:
+            return False
+        last = number
+        value, at = _varint(data, at, end)
+        if at < 0:
+            return False
+        if number == 7:
+            if tag & 7 != _LENGTH or value > end - at or not _is_ascii(data, at, value):
+                return False
+            row[ATTRIBUTE] = at
+            row[ATTRIBUTE + 1] = value
+            at += value
+        elif tag & 7 != _VARINT:
+            return False
+        elif number < 7:
+            if value > _MAX_WORD:
+                return False
+            row[UNIT + number - 1] = value
+        elif number == 8:
+            row[AMOUNT] = value
+        else:
+            row[UNDELIVERED] = value
+    return bool(row[UNDELIVERED] <= row[AMOUNT] <= _MAX_AMOUNT)
+
+
+@_compiled
+def _event(
+    data: Any, at: int, end: int, texts: Any, numbers: Any, quantities: Any, first: int
+) -> int:
+    """Read a UsageEvent; gives how many quantities it has, or -1 when it is not plain."""
+    spare = np.zeros(2, dtype=np.int64)
+    last = 0
+    count = 0
+    while at < end:
+        tag: Any = np.int64(data[at])
+        at += 1
+        if tag > 127:
+            # Numbers 16 to 31 take a second byte.
+            if at >= end or data[at] != 1:
+                return -1
+            tag = (tag & 127) | 128
+            at += 1
+        number = tag >> 3
+        if number < last or (number == last and number != _QUANTITIES):
+            return -1
+        last = number
+        value, at = _varint(data, at, end)
+        if at < 0:
+            return -1
+        if tag & 7 == _VARINT:
+            if number == _OUTCOME:
+                if value > _MAX_WORD:
+                    return -1
+                numbers[OUTCOME] = value
+            elif number not in (_FINISH_REASON, _CHOICE_COUNT):
+                return -1
+        elif tag & 7 == _LENGTH:
+            if value > end - at:
+                return -1
+            column = _TEXT_COLUMN[number]
+            if column != _NO_TEXT:
+                if not _is_ascii(data, at, value):
+                    return -1
+                if column >= 0:
+                    texts[column] = at
+                    texts[column + 1] = value
+            elif number == _QUANTITIES:
+                if count == MAX_QUANTITIES or first + count == len(quantities):
+                    return -1
+                if not _quantity(data, at, at + value, quantities[first + count]):
+                    return -1
+                count += 1
+            elif number == _EVENT_TIME:
+                if not _instant(data, at, at + value, numbers[SECONDS : NANOS + 1]):
+                    return -1
+            elif number in (_FIRST_TOKEN_TIME, _END_TIME):
+                if not _instant(data, at, at + value, spare):
+                    return -1
+            elif number == _PROVENANCE:
+                if not _digests(data, at, at + value):
+                    return -1
+            elif number != _OUTPUT_DIGEST:
+                return -1
+            at += value
+        else:
+            return -1
+    return count if texts[ACCOUNT_ID + 1] > 0 else -1
+
+
+@_compiled
+def _record(
+    data: Any, at: int, end: int, texts: Any, numbers: Any, quantities: Any, first: int
+) -> int:
+    """Read a UsageRecord that holds a usage event; as `_event`."""
+    last = 0
+    body = -1
+    body_end = -1
+    while at < end:
+        tag: Any = np.int64(data[at])
+        at += 1
+        number = tag >> 3
+        # 6 and 7 are other bodies, and what comes after 7 is not known.
+        if number <= last or number > 5:
+            return -1
+        last = number
+        if tag & 7 != (_VARINT if number == 2 else _LENGTH):
+            return -1
+        value, at = _varint(data, at, end)
+        if at < 0:
+            return -1
+        if number == 2:
+            continue
+        if value > end - at:
+            return -1
+        if number == 1:
+            if not _is_ascii(data, at, value):
+                return -1
+        elif number == 5:
+            body = at
+            body_end = at + value
+        else:
+            column = TRACE_ID if number == 3 else SPAN_ID
+            texts[column] = at
+            texts[column + 1] = value
+        at += value
+    if body < 0:
+        return -1
+    return int(_event(data, body, body_end, texts, numbers, quantities, first))
+
+
+@_compiled
+def _same_text(data: Any, one: Any, other: Any, column: int) -> bool:
+    length = one[column + 1]
+    if length != other[column + 1]:
+        return False
+    a, b = one[column], other[column]
+    same = True
+    for place in range(length):
+        same &= data[a + place] == data[b + place]
+    return bool(same)
+
+
+@_compiled
+def _mix(state: Any, value: Any) -> Any:
+    # FNV-1a's step. Equal hashes mean nothing: whoever finds one compares the bytes.
+    return (state ^ np.uint64(value)) * np.uint64(1_099_511_628_211)
+
+
+@_compiled
+def _hash_text(data: Any, state: Any, at: int, length: int) -> Any:
+    for place in range(at, at + length):
+        state = _mix(state, data[place])
+    return _mix(state, length)
+
+
+@_compiled
+def _same_group(data: Any, texts: Any, numbers: Any, one: int, other: int) -> bool:
+    if numbers[one, OUTCOME] != numbers[other, OUTCOME]:
+        return False
+    # The segment of time, which took the place of the seconds.
+    if numbers[one, SECONDS] != numbers[other, SECONDS]:
+        return False
+    for column in range(ACCOUNT_ID, TRACE_ID, 2):
+        if not _same_text(data, texts[one], texts[other], column):
+            return False
+    return True
+
+
+@_compiled
+def _group_of(
+    data: Any, texts: Any, numbers: Any, index: int, table: Any, samples: Any, groups: int
+) -> int:
+    """The group that an event belongs to; `groups` when it begins a new one."""
+    state = _mix(np.uint64(14_695_981_039_346_656_037), numbers[index, OUTCOME])
+    state = _mix(state, numbers[index, SECONDS])
+    for column in range(ACCOUNT_ID, TRACE_ID, 2):
+        state = _hash_text(data, state, texts[index, column], texts[index, column + 1])
+    mask = np.uint64(len(table) - 1)
+    place = (state ^ (state >> np.uint64(32))) & mask
+    while table[place] >= 0:
+        found = table[place]
+        if _same_group(data, texts, numbers, samples[found], index):
+            return int(found)
+        place = (place + np.uint64(1)) & mask
+    table[place] = groups
+    samples[groups] = index
+    return groups
+
+
+@_compiled
+def _cell_of(
+    data: Any, quantities: Any, numbers: Any, index: int, table: Any, samples: Any, cells: int
+) -> int:
+    """The cell (a group's kind of leaf) that a quantity is added to; `cells` for a new one."""
+    row = quantities[index]
+    group = numbers[row[OWNER], GROUP]
+    state = _mix(np.uint64(14_695_981_039_346_656_037), group)
+    for column in range(UNIT, ATTRIBUTE):
+        state = _mix(state, row[column])
+    state = _hash_text(data, state, row[ATTRIBUTE], row[ATTRIBUTE + 1])
+    mask = np.uint64(len(table) - 1)
+    place = (state ^ (state >> np.uint64(32))) & mask
+    while table[place] >= 0:
+        found = table[place]
+        other = quantities[samples[found]]
+        same = numbers[other[OWNER], GROUP] == group
+        for column in range(UNIT, ATTRIBUTE):
+            same &= row[column] == other[column]
+        if same and _same_text(data, row, other, ATTRIBUTE):
+            return int(found)
+        place = (place + np.uint64(1)) & mask
+    table[place] = cells
+    samples[cells] = index
+    return cells
+
+
+@_compiled
+def scan(data: Any, starts: Any, status: Any, texts: Any, numbers: Any, quantities: Any) -> int:
+    """Read every leaf: its status, and if it is plain its row and quantities. Gives how many."""
+    used = 0
+    for index in range(len(starts) - 1):
+        at, end = starts[index], starts[index + 1]
+        status[index] = ODD
+        if end - at < _HEADER_BYTES or end - at > _MAX_LEAF_BYTES:
+            continue
+        key_bytes = (np.int64(data[at + 20]) << 8) | np.int64(data[at + 21])
+        value_at = at + _HEADER_BYTES + key_bytes
+        if data[at] != _VERSION or data[at + 1] != 0 or value_at > end:
+            continue
+        if data[at + 2] != _ACCEPTED:
+            status[index] = SKIPPED
+            continue
+        texts[index, :] = 0
+        numbers[index, :] = 0
+        count = _record(data, value_at, end, texts[index], numbers[index], quantities, used)
+        if count < 0:
+            continue
+        status[index] = PLAIN
+        for number in range(used, used + count):
+            quantities[number, OWNER] = index
+        used += count
+    return used
+
+
+@_compiled
+def add_up(
+    data: Any,
+    edges_us: Any,
+    status: Any,
+    texts: Any,
+    numbers: Any,
+    quantities: Any,
+    table: Any,
+    group_sample: Any,
+    group_requests: Any,
+    cell_table: Any,
+    cell_sample: Any,
+    sums: Any,
+) -> tuple[int, int]:
+    """Sort what `scan` read into groups and cells, and add the counts up.
+
+    `sums` has for each cell: amount, undelivered, first event, event after the
+    last. Gives how many groups and cells there are. Puts the segment of time
+    in the place of an event's seconds, its group and each quantity's cell into
+    their columns (-1 for a quantity of 0, which is nothing).
+    """
+    groups = 0
+    for index in range(len(status)):
+        if status[index] != PLAIN:
+            continue
+        time_us = numbers[index, SECONDS] * 1_000_000 + numbers[index, NANOS] // 1_000
+        numbers[index, SECONDS] = np.searchsorted(edges_us, time_us, side="right")
+        group = _group_of(data, texts, numbers, index, table, group_sample, groups)
+        if group == groups:
+            group_requests[group] = 0
+            groups += 1
+        group_requests[group] += 1
+        numbers[index, GROUP] = group
+    cells = 0
+    for index in range(len(quantities)):
+        row = quantities[index]
+        owner = row[OWNER]
+        if row[AMOUNT] == 0:
+            row[CELL] = -1
+            continue
+        cell = _cell_of(data, quantities, numbers, index, cell_table, cell_sample, cells)
+        if cell == cells:
+            sums[cell, 0] = 0
+            sums[cell, 1] = 0
+            sums[cell, 2] = owner
+            cells += 1
+        sums[cell, 0] += row[AMOUNT]
+        sums[cell, 1] += row[UNDELIVERED]
+        sums[cell, 3] = owner + 1
+        row[CELL] = cell
+    return groups, cells

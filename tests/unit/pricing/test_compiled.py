@@ -1,0 +1,139 @@
+"""The compiled loops and the plain code come to the same, whatever bytes stand in a log."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tests.unit.pricing import builders as make
+
+from kernel import leaf as leaves
+from kernel.clock import timestamp_of
+from pricing.domain import batch, tally
+from pricing.domain.card import content_hash
+from pricing.domain.card_yaml import parse_card
+from pricing.domain.catalogue import Catalogue, published_card
+from tollbook.ledger.v1 import ledger_pb2 as ledger
+from tollbook.usage.v1 import usage_pb2 as usage
+
+LATER = make.CARD.replace("2026-01-01T00:00:00Z", "2026-01-01T00:00:10Z").replace("0.60", "0.80")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loops() -> Iterator[None]:
+    tally.prepare()
+    yield
+    tally._loops = None
+
+
+def catalogue() -> Catalogue:
+    found = []
+    for position, text in enumerate((make.CARD, LATER)):
+        card = parse_card(text)
+        found.append(published_card(position, card, position + 1, content_hash(card.document())))
+    return Catalogue(found)
+
+
+text = st.sampled_from(["", "tiny", "small", "é", "flex", "standard", "\x00"])
+quantity = st.builds(
+    lambda unit, direction, modality, cache, ttl, kind, attribute, amount, kept: usage.Quantity(
+        unit=unit,
+        direction=direction,
+        modality=modality,
+        cache_use=cache,
+        cache_ttl=ttl,
+        token_kind=kind,
+        attribute=attribute,
+        amount=amount,
+        undelivered_amount=min(amount, kept) if kept < 10**12 else kept,
+    ),
+    st.sampled_from([1, 1, 1, 2, 17]),
+    st.integers(0, 2),
+    st.sampled_from([0, 0, 1, 3]),
+    st.integers(0, 3),
+    st.integers(0, 1),
+    st.integers(0, 2),
+    text,
+    st.one_of(st.integers(0, 3_000), st.sampled_from([-1, 10**12, 10**12 + 1, 2**63 - 1])),
+    st.one_of(st.integers(0, 3_000), st.sampled_from([-1, 2**62])),
+)
+
+
+@st.composite
+def records(draw: st.DrawFn) -> bytes:
+    event = usage.UsageEvent(
+        event_id=draw(text),
+        account_id=draw(st.sampled_from(["acme", "acme", "bolt", "", "é"])),
+        served_model=draw(st.sampled_from(["tiny", "tiny", "other"])),
+        base_model=draw(st.sampled_from(["", "tiny"])),
+        adapter=draw(text),
+        service_tier=draw(st.sampled_from(["", "", "standard", "flex"])),
+        region=draw(text),
+        quantities=draw(st.lists(quantity, max_size=4)),
+        outcome=draw(st.integers(0, 9)),  # type: ignore[arg-type]
+        event_time=timestamp_of(make.T0_US + draw(st.integers(-2, 20)) * 1_000_000),
+        engine_id=draw(st.sampled_from(["", "engine-1"])),
+        output_digest=draw(st.sampled_from([b"", b"\x01" * 32])),
+        choice_count=draw(st.integers(0, 2)),
+    )
+    record = usage.UsageRecord(stream_id=draw(text), stream_seq=draw(st.integers(0, 300)))
+    kind = draw(st.sampled_from(["event"] * 8 + ["reading", "close"]))
+    if kind == "event":
+        record.trace_id = draw(st.sampled_from([b"", b"t" * 16]))
+        record.usage_event = event.SerializeToString()
+    elif kind == "reading":
+        record.engine_reading.engine_id = "engine-1"
+        record.engine_reading.generation_tokens = draw(st.integers(-1, 9))
+    else:
+        record.stream_close.last_seq = 3
+    return record.SerializeToString()
+
+
+@st.composite
+def raw_leaves(draw: st.DrawFn) -> bytes:
+    disposition = draw(
+        st.sampled_from(
+            [
+                ledger.DISPOSITION_ACCEPTED,
+                ledger.DISPOSITION_ACCEPTED,
+                ledger.DISPOSITION_ACCEPTED,
+                ledger.DISPOSITION_DUPLICATE,
+            ]
+        )
+    )
+    raw = leaves.encode(disposition, 0, 7, 7, b"key", draw(records()))
+    damage = draw(st.sampled_from(["none"] * 6 + ["byte", "cut", "more"]))
+    if damage == "byte":
+        at = draw(st.integers(0, len(raw) - 1))
+        raw = raw[:at] + bytes([draw(st.integers(0, 255))]) + raw[at + 1 :]
+    elif damage == "cut":
+        raw = raw[: draw(st.integers(0, len(raw)))]
+    elif damage == "more":
+        raw += draw(st.binary(min_size=1, max_size=3))
+    return raw
+
+
+def currency_of(account_id: str) -> str | None:
+    return "USD" if account_id == "acme" else None
+
+
+@given(st.lists(raw_leaves(), min_size=1, max_size=12), st.integers(0, 10**6))
+def test_compiled_and_plain_come_to_the_same(data: list[bytes], first: int) -> None:
+    plain = batch._Run("usage-0", currency_of, catalogue())
+    for position, raw in enumerate(data, first):
+        plain.add(position, raw)
+    compiled = batch._Run("usage-0", currency_of, catalogue())
+    compiled.add_tally(first, data, tally.tally(data, catalogue().edges_us))
+    one, other = plain.finish(), compiled.finish()
+    one.effects.ignored.sort()
+    other.effects.ignored.sort()
+    assert one == other
+
+
+def test_ordinary_events_are_read_by_the_loops() -> None:
+    data = [make.event(position, plain=3, cached=2, output=1) for position in range(5)]
+    found = tally.tally(data, ())
+    assert not found.odd()
+    assert sum(group.requests for group in found.groups()) == 5

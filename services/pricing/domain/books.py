@@ -24,6 +24,8 @@ SUSPENSE: Final = "suspense"
 """Kind of a posting for usage that waited and was priced by a later control record."""
 GRANT: Final = "grant"
 """Kind of a posting for a grant of credit."""
+CORRECTION: Final = "correction"
+"""Kind of a posting by which charges are set right; those it corrects stay."""
 
 NO_CONTROL: Final = -1
 

@@ -10,20 +10,23 @@ from __future__ import annotations
 
 import hashlib
 import re
-from bisect import bisect_left
+from bisect import bisect_right
+from collections.abc import Sequence
 from typing import Final
 
 from google.protobuf.message import DecodeError
 
 from kernel import leaf as leaves
-from kernel.clock import us_of
 from kernel.placement import CONTROL_LOG
 from pricing.domain import books, card_rules
-from pricing.domain.card import Card, content_hash, read_document
-from pricing.domain.catalogue import Catalogue, PublishedCard, published_card
+from pricing.domain.card_life import CardLife
+from pricing.domain.catalogue import Catalogue, PublishedCard
+from pricing.domain.operators import Operators
+from pricing.domain.rerating import Reratings, posting_of
 from pricing.domain.state import Account, Effects, Grant, Ignored, Key
 from pricing.domain.text import is_plain
 from tollbook.ledger.v1 import ledger_pb2 as ledger
+from tollbook.pricing.v1 import card_records_pb2 as records
 from tollbook.pricing.v1 import control_pb2 as control
 
 MAX_GRANT_PICO: Final = 10**30
@@ -70,21 +73,6 @@ def grant_problem(made: control.CreditGranted) -> str | None:
     return _text_problem("reason", made.reason, 512)
 
 
-def card_of(made: control.RateCardPublished) -> Card:
-    """The card that a record publishes. Errors: ValueError with what is wrong."""
-    if content_hash(made.document) != made.content_hash:
-        raise ValueError("the document is not what its hash says")
-    card = card_rules.check(read_document(made.document))
-    if card.card_id != made.card_id:
-        raise ValueError(f"the document is of card {card.card_id!r}")
-    ends_us = us_of(made.effective_to) if made.HasField("effective_to") else None
-    if (us_of(made.effective_from), ends_us) != (card.effective_from_us, card.effective_to_us):
-        raise ValueError("its instants are not those of the document")
-    if made.version < 1:
-        raise ValueError("versions are counted from 1")
-    return card
-
-
 def needs_aside(raw: bytes) -> bool:
     """Tell whether a leaf holds only its record's digest, so that the record must come with it."""
     try:
@@ -117,33 +105,42 @@ class ControlState:
         self.keys: dict[str, Key] = {}
         self.price_changes: list[int] = []
         """Positions at which something came to be known that may price what waits."""
+        self.operators = Operators()
+        self.cards = CardLife(self.operators)
+        self.reratings = Reratings(self.operators)
         self._secrets: set[bytes] = set()
         self._grants: set[str] = set()
-        self._cards: list[PublishedCard] = []
-        self._card_positions: list[int] = []
-        self._versions: dict[str, int] = {}
+        self._recorded_ms: list[int] = []
         self._catalogues: dict[int, Catalogue] = {}
 
     def catalogue(self, control_size: int) -> Catalogue:
         """The cards known at a pin."""
-        known = bisect_left(self._card_positions, control_size)
+        known = self.cards.changes(control_size)
         catalogue = self._catalogues.pop(known, None)
         if catalogue is None:
-            catalogue = Catalogue(self._cards[:known])
+            catalogue = Catalogue(self.entries(control_size))
         # The one used last goes last; the one unused for longest is dropped.
         self._catalogues[known] = catalogue
         if len(self._catalogues) > _KEPT_CATALOGUES:
             del self._catalogues[next(iter(self._catalogues))]
         return catalogue
 
+    def entries(self, control_size: int) -> Sequence[PublishedCard]:
+        """What the catalogue of a pin is made of."""
+        return self.cards.entries(control_size)
+
+    def size_known_at(self, instant_us: int) -> int:
+        """Size of the control log at an instant: all before it was recorded by then."""
+        return bisect_right(self._recorded_ms, instant_us // 1000)
+
+    def recorded_us(self, position: int) -> int:
+        """When a record was known by: its own time, or a later one of a record before it."""
+        return self._recorded_ms[position] * 1000
+
     def account_at(self, account_id: str, control_size: int) -> Account | None:
         """The account, if it was known at a pin."""
         account = self.accounts.get(account_id)
         return account if account is not None and account.position < control_size else None
-
-    def newest_version(self, card_id: str) -> int:
-        """The newest version of a card, or 0."""
-        return self._versions.get(card_id, 0)
 
     def apply(self, position: int, raw: bytes, aside: bytes, effects: Effects) -> str | None:
         """Apply the leaf at `position`, which must be the next.
@@ -155,8 +152,10 @@ class ControlState:
             raise ValueError(f"control position {position} is not the next, {self.size}")
         why: str | None
         concerns: str | None = None
+        recorded_ms = self._recorded_ms[-1] if self._recorded_ms else 0
         try:
             leaf = leaves.decode(raw)
+            recorded_ms = max(recorded_ms, leaf.timestamp_ms)
             record = None
             if leaf.disposition == ledger.DISPOSITION_ACCEPTED:
                 record = control.ControlRecord.FromString(record_in(leaf, aside))
@@ -164,6 +163,7 @@ class ControlState:
         except (leaves.LeafError, DecodeError) as error:
             why = f"not a control record: {error}"
         self.size = position + 1
+        self._recorded_ms.append(recorded_ms)
         if why:
             effects.ignored.append(Ignored(CONTROL_LOG, position, why))
         if concerns is not None:
@@ -189,6 +189,32 @@ class ControlState:
             case "rate_card_published":
                 why = self._publish(position, record.rate_card_published, effects)
                 return why, None if why else ""
+            case _:
+                return self._change_prices(position, record, effects)
+
+    def _change_prices(
+        self, position: int, record: control.ControlRecord, effects: Effects
+    ) -> tuple[str | None, str | None]:
+        """What `_change` gives, for the records of cards' lives and of re-rating."""
+        match record.WhichOneof("change"):
+            case "operator_created":
+                return self.operators.create(position, record.operator_created), None
+            case "operator_revoked":
+                return self.operators.revoke(record.operator_revoked), None
+            case "rate_card_proposed":
+                return self.cards.propose(position, record.rate_card_proposed), None
+            case "rate_card_approved":
+                why, entries = self.cards.approve(position, record.rate_card_approved)
+                effects.cards += entries
+                return why, None if why else ""
+            case "rate_card_retired":
+                # What ends may uncover what was below it, and that may price what waits.
+                why, _ = self.cards.retire(position, record.rate_card_retired)
+                return why, None if why else ""
+            case "rerate_planned":
+                return self.reratings.plan(position, record.rerate_planned), None
+            case "corrections_posted":
+                return self._correct(position, record.corrections_posted, effects), None
             case _:
                 return "a change of a kind that this version does not know", None
 
@@ -258,15 +284,22 @@ class ControlState:
     def _publish(
         self, position: int, made: control.RateCardPublished, effects: Effects
     ) -> str | None:
-        try:
-            card = card_of(made)
-        except ValueError as error:
-            return f"card {made.card_id[:70]!r}: {error}"
-        if made.version <= self.newest_version(card.card_id):
-            return f"card {card.card_id!r}: version {made.version} is not new"
-        published = published_card(position, card, made.version, made.content_hash)
-        self._cards.append(published)
-        self._card_positions.append(position)
-        self._versions[card.card_id] = made.version
-        effects.cards.append(published)
+        why, entries = self.cards.publish(position, made)
+        effects.cards += entries
+        return why
+
+    def _correct(
+        self, position: int, made: records.CorrectionsPosted, effects: Effects
+    ) -> str | None:
+        """Post a batch whole, or not at all."""
+        if problem := self.reratings.batch_problem(made):
+            return problem
+        postings: list[books.Posting] = []
+        for correction in made.corrections:
+            posting = posting_of(position, correction, self.accounts.get(correction.account_id))
+            if isinstance(posting, str):
+                return posting
+            postings.append(posting)
+        self.reratings.post(position, made)
+        effects.postings += postings
         return None

@@ -3,13 +3,14 @@
 Owns the log's state in memory and the order of things: batch n+1 is planned
 while batch n commits, and nothing of n+1 is written before n is. Any failure
 ends the run; whoever runs it takes the log over again and starts from the head.
+Reads and writes through two ports, so that a simulation runs this very code.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterator
-from typing import Any, Final, TypeVar
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, Final, Protocol, TypeVar
 
 import structlog
 from opentelemetry import trace
@@ -17,8 +18,7 @@ from opentelemetry import trace
 from kernel import leaf as leaf_format
 from kernel import telemetry
 from kernel.placement import partition_of_log
-from ledger.adapters import store
-from ledger.adapters.source import Fetched, LastRead, PartitionSource
+from ledger.adapters.source import Fetched, LastRead
 from ledger.adapters.store import Head
 from ledger.domain import batch as batching
 from ledger.domain import columnar
@@ -38,25 +38,42 @@ _MAX_LINKS: Final = 16
 T = TypeVar("T")
 
 
+class Log(Protocol):
+    """A usage log that is held for one epoch; see held_log.py for what each call gives."""
+
+    head: Head
+
+    async def last_leaf(self) -> bytes | None: ...  # noqa: D102
+    async def bind_topic(self, topic_id: bytes) -> None: ...  # noqa: D102
+    async def load(self) -> LogState: ...  # noqa: D102
+    async def leaves_at(self, positions: Iterable[int]) -> dict[int, bytes]: ...  # noqa: D102
+    async def load_streams(  # noqa: D102
+        self, stream_ids: Iterable[str]
+    ) -> dict[str, StreamState]: ...
+    async def write(self, batch: Batch) -> int: ...  # noqa: D102
+
+
+class Source(Protocol):
+    """The partition that feeds it; see source.py for what each call gives."""
+
+    async def start(self, known_topic_id: bytes, last: LastRead | None) -> bytes: ...  # noqa: D102
+    async def fetch(self, offset: int) -> Fetched: ...  # noqa: D102
+    async def close(self) -> None: ...  # noqa: D102
+
+
 class PartitionWriter:
     """The owner of one usage log, for one epoch."""
 
     def __init__(
-        self,
-        pool: Any,
-        head: Head,
-        source: PartitionSource,
-        lease_ms: int,
-        batch_records: int,
-        committed: Callable[[str], None],
+        self, held: Log, source: Source, batch_records: int, committed: Callable[[str], None]
     ) -> None:
+        head = held.head
         self.head = head
         self.size = head.size
         self.next_offset = head.next_offset
         self.high_watermark = head.next_offset
-        self._pool = pool
+        self._log = held
         self._source = source
-        self._lease_ms = lease_ms
         self._batch_records = batch_records
         self._committed = committed
         self._commit: asyncio.Task[None] | None = None
@@ -66,12 +83,8 @@ class PartitionWriter:
         head = self.head
         topic_id = await self._source.start(head.topic_id, await self._last_read())
         if topic_id != head.topic_id:
-            await store.bind_topic(self._pool, head, topic_id)
-        async with self._pool.acquire() as db:
-            state = LogState(
-                await store.load_tree(db, head), head.next_offset, await store.load_index(db, head)
-            )
-        await store.resume(self._pool, head)
+            await self._log.bind_topic(topic_id)
+        state = await self._log.load()
         log.info("owning", log=head.name, epoch=head.epoch, size=head.size, offset=head.next_offset)
         fetch = asyncio.ensure_future(self._source.fetch(state.next_offset))
         try:
@@ -94,10 +107,9 @@ class PartitionWriter:
 
     async def _last_read(self) -> LastRead | None:
         """The record that the log ends with."""
-        head = self.head
-        if not head.size:
+        data = await self._log.last_leaf()
+        if data is None:
             return None
-        [data] = await store.read_leaves(self._pool, head.log_id, head.size - 1, head.size)
         leaf = leaf_format.decode(data)
 
         def is_same(record: Record) -> bool:
@@ -136,9 +148,7 @@ class PartitionWriter:
             wanted = [at for positions in suspects.positions.values() for at in positions]
             if max(wanted) >= self.size:
                 await self._settle()
-            async with self._pool.acquire() as db:
-                leaves = await store.leaves_at(db, self.head.log_id, wanted)
-            bodies = batching.known_bodies(suspects, leaves)
+            bodies = batching.known_bodies(suspects, await self._log.leaves_at(wanted))
         await self._load_streams(state, reading.stream_ids())
         batch = await _compute(count, columnar.plan, state, reading, suspects, bodies, next_offset)
         await self._settle()
@@ -161,8 +171,7 @@ class PartitionWriter:
             await self._settle()
             keep = wanted & streams.keys()
             state.streams = streams = {stream_id: streams[stream_id] for stream_id in keep}
-        async with self._pool.acquire() as db:
-            known = await store.load_streams(db, self.head.log_id, missing)
+        known = await self._log.load_streams(missing)
         for stream_id in missing:
             streams[stream_id] = known.get(stream_id) or StreamState()
 
@@ -174,10 +183,7 @@ class PartitionWriter:
             span.set_attribute(telemetry.LOG, head.name)
             span.set_attribute(telemetry.POSITION, batch.first_position)
             span.set_attribute("tollbook.entries", batch.entries)
-            async with self._pool.acquire() as db:
-                pin = await store.write_usage(db, head, batch, self._lease_ms)
-                if batch.sealed is not None:
-                    await store.save_run(db, head.log_id, batch.sealed)
+            pin = await self._log.write(batch)
         self.size = batch.size
         self.next_offset = batch.next_offset
         self._committed(head.name)

@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError
 
 from kernel.placement import usage_log
 from ledger.adapters import database, store
+from ledger.adapters.held_log import HeldLog
 from ledger.adapters.notify import Notifier
 from ledger.adapters.partition import PartitionWriter, partition_of
 from ledger.adapters.source import KafkaTopic, PartitionSource, SourceError
@@ -155,10 +156,8 @@ class Workforce:
             if head is None:
                 continue
             writer = PartitionWriter(
-                self._pool,
-                head,
+                HeldLog(self._pool, head, self._lease_ms),
                 PartitionSource(self._bootstrap, self._topic, partition_of(head)),
-                self._lease_ms,
                 self._batch_records,
                 self._notifier.grew,
             )

@@ -107,13 +107,14 @@ def plan_append(
     if not data:
         return AppendPlan(answers, None, [])
     tiles = tree.extend([leaf_hash(leaf) for leaf in data])
+    root, frontier = tree.root_and_frontier()
     batch = Batch(
         first_position=first,
         first_offset=first,
         size=size,
         next_offset=size,
-        root=tree.root(),
-        frontier=tree.frontier(),
+        root=root,
+        frontier=frontier,
         chunks=chunks_of(first, data),
         tiles=tiles,
         counts=(len(data), 0, 0, 0),

@@ -222,14 +222,15 @@ def plan(
     positions: Positions = np.array(accepted_at, dtype=np.int64)
     first_offset = state.next_offset
     tiles = tree.extend([leaf_hash(leaf) for leaf in data])
+    root, frontier = tree.root_and_frontier()
     state.next_offset = next_offset
     return Batch(
         first_position=first_position,
         first_offset=first_offset,
         size=position,
         next_offset=state.next_offset,
-        root=tree.root(),
-        frontier=tree.frontier(),
+        root=root,
+        frontier=frontier,
         chunks=chunks_of(first_position, data),
         tiles=tiles,
         counts=(counts[0], counts[1], counts[2], counts[3]),

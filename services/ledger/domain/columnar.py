@@ -116,6 +116,7 @@ def plan(
     tiles = compiled_tree.extend(
         state.tree, hash_slices(entries, starts, ends, prefix=_LEAF_PREFIX)
     )
+    root, frontier = state.tree.root_and_frontier()
     accepted = np.flatnonzero(disposition == ACCEPTED)
     first_offset, state.next_offset = state.next_offset, next_offset
     counts = np.bincount(disposition, minlength=REJECTED + 1).tolist()
@@ -124,8 +125,8 @@ def plan(
         first_offset=first_offset,
         size=state.tree.size,
         next_offset=next_offset,
-        root=state.tree.root(),
-        frontier=state.tree.frontier(),
+        root=root,
+        frontier=frontier,
         chunks=_chunks(first_position, entries, starts, ends),
         tiles=tiles,
         counts=(counts[1], counts[2], counts[3], counts[4]),

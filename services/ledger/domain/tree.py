@@ -108,6 +108,11 @@ class TreeBuilder:
             ]
         return self._upper_peaks + _peaks(self._partial[0])
 
+    def root_and_frontier(self) -> tuple[bytes, bytes]:
+        """RFC 6962 root, and the peaks as kernel.merkle.Frontier writes them: lowest first."""
+        peaks = self.peaks()
+        return fold_peaks(peaks), b"".join(reversed(peaks))
+
     def root(self) -> bytes:
         """RFC 6962 root (32 bytes)."""
         return fold_peaks(self.peaks())

@@ -6,7 +6,7 @@ tile's hashes a level. Where they are written is the caller's business.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, NamedTuple
 
 from kernel import tiles
@@ -31,6 +31,39 @@ class TileBuilder:
         self._hashes: list[bytearray] = [bytearray()]
         self._full_tiles: list[int] = [0]
         self._frontier = Frontier()
+
+    @classmethod
+    def resume(
+        cls, size: int, leaves: Sequence[bytes], read_tile: Callable[[int, int, int], bytes]
+    ) -> TileBuilder:
+        """Go on where a log of `size` leaves ended.
+
+        `leaves`: those of its partial bundle; `read_tile(level, index, width)`: a
+        partial tile's hashes. Errors: ValueError when they are not as long as they
+        must be. Whether they are the right ones, the root tells.
+        """
+        builder = cls()
+        builder._leaves = list(leaves)
+        if len(leaves) != size % tiles.TILE_WIDTH:
+            raise ValueError(f"the edge of {size} leaves is not {len(leaves)} leaves")
+        builder._hashes, builder._full_tiles = [], []
+        peaks: list[bytes] = []
+        level, nodes = 0, size
+        while nodes or level == 0:
+            index, width = divmod(nodes, tiles.TILE_WIDTH)
+            hashes = read_tile(level, index, width) if width else b""
+            if len(hashes) != width * HASH_BYTES:
+                raise ValueError(f"{tiles.tile_path(level, index, width)} is not whole")
+            builder._hashes.append(bytearray(hashes))
+            builder._full_tiles.append(index)
+            at = width
+            for height in range(tiles.TILE_HEIGHT):
+                if width >> height & 1:
+                    at -= 1 << height
+                    peaks.append(tiles.read_node_from_tile(hashes, at, 1 << height))
+            level, nodes = level + 1, index
+        builder._frontier = Frontier.from_bytes(size, b"".join(peaks))
+        return builder
 
     @property
     def size(self) -> int:

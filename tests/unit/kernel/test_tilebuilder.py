@@ -84,6 +84,29 @@ def test_partial_files_may_be_asked_for_at_any_size(leaves: list[bytes], at: int
     assert read == leaves
 
 
+@pytest.mark.parametrize("size", [0, 1, 255, 256, 257, 600, 65_535, 65_536, 65_793])
+def test_a_builder_goes_on_from_the_files_of_its_edge(size: int) -> None:
+    builder, files = built(size)
+    edge = files.get(tiles.bundle_path(size // 256, size % 256), b"")
+    again = TileBuilder.resume(
+        size, tiles.decode_bundle(edge), lambda *tile: files[tiles.tile_path(*tile)]
+    )
+    assert (again.size, again.root()) == (builder.size, builder.root())
+    for number in range(size, size + 300):
+        assert again.append(entry(number)) == builder.append(entry(number))
+    assert list(again.partial()) == list(builder.partial())
+    assert again.root() == builder.root()
+
+
+def test_an_edge_that_is_not_whole_is_refused() -> None:
+    _, files = built(300)
+    leaves = tiles.decode_bundle(files["tile/entries/001.p/44"])
+    with pytest.raises(ValueError, match="not 43 leaves"):
+        TileBuilder.resume(300, leaves[:43], lambda *tile: files[tiles.tile_path(*tile)])
+    with pytest.raises(ValueError, match="is not whole"):
+        TileBuilder.resume(300, leaves, lambda *tile: files[tiles.tile_path(*tile)][:-1])
+
+
 def test_a_leaf_too_large_is_refused_and_changes_nothing() -> None:
     builder = TileBuilder()
     with pytest.raises(ValueError, match="65535"):

@@ -1,0 +1,60 @@
+"""The HTTP plumbing that services share: an ASGI application served until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Generator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import uvicorn
+
+from kernel import errors
+
+_DRAIN_S: Final = 5
+_MAX_CONNECTIONS: Final = 1_000
+
+
+class _Server(uvicorn.Server):
+    """Leaves the signals to the process, which has more to stop than this server."""
+
+    @contextmanager
+    def capture_signals(self) -> Generator[None, None, None]:
+        """Capture none."""
+        yield
+
+
+async def serve(app: Any, address: str, stopped: asyncio.Event) -> None:
+    """Serve an ASGI application at HOST:PORT until `stopped`; then drain.
+
+    Errors: Unavailable when the address cannot be listened on.
+    """
+    host, _, port = address.rpartition(":")
+    config = uvicorn.Config(
+        app,
+        host=host,
+        port=int(port),
+        log_config=None,
+        access_log=False,
+        lifespan="off",
+        server_header=False,
+        limit_concurrency=_MAX_CONNECTIONS,
+        timeout_graceful_shutdown=_DRAIN_S,
+    )
+    server = _Server(config)
+    try:
+        sockets = [config.bind_socket()]
+    except SystemExit:
+        raise errors.Unavailable(
+            f"cannot listen on {address}: is another process there?", reason="ADDRESS_IN_USE"
+        ) from None
+    serving = asyncio.create_task(server.serve(sockets))
+    waiting = asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({serving, waiting}, return_when=asyncio.FIRST_COMPLETED)
+        server.should_exit = True
+        await serving
+    finally:
+        waiting.cancel()
+        for socket in sockets:
+            socket.close()

@@ -19,6 +19,7 @@ from aiokafka import AIOKafkaConsumer, AIOKafkaProducer, TopicPartition
 
 from tollbook.cache import cache_home
 from tollbook.stack import PartFailed, Stack, StackError, running_stack
+from tollbook.stack.catalogue import GIVEN_BY
 from tollbook.stack.jars import jars_folder_name
 from tollbook.stack.ports import OFFSETS, is_free
 from tollbook.stack.processes import find_stack, wait_gone
@@ -111,6 +112,27 @@ def test_up_when_up_changes_nothing(up: Stack) -> None:
     assert {name: part.process for name, part in after.parts.items()} == {
         name: part.process for name, part in before.parts.items()
     }
+
+
+def test_a_shell_that_read_the_stacks_own_settings_asks_for_no_other(
+    up: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in up.environment().items():
+        if name in GIVEN_BY.values():
+            monkeypatch.setenv(name, value)
+    again = Stack.at(up.home.root)
+    assert again.up(PARTS) is False
+    again.down()
+    assert again.up(PARTS) is True
+    assert set(PARTS) <= set(again.running().parts)
+
+
+def test_another_broker_than_the_running_stacks_is_refused(
+    up: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TOLLBOOK_KAFKA", "127.0.0.1:1")
+    with pytest.raises(StackError, match="runs with other settings for TOLLBOOK_KAFKA"):
+        Stack.at(up.home.root).up(PARTS)
 
 
 @pytest.mark.parametrize("part", PARTS)

@@ -95,6 +95,21 @@ class Wiring:
         """The administrator's address of the database in use."""
         return self.given.get("postgres") or postgres.admin_dsn(self.home, self.base)
 
+    def brought(self, environment: Mapping[str, str]) -> dict[str, str]:
+        """The parts that the user brought, of a stack that has its own at these addresses.
+
+        A shell that read `tollbook env` holds the stack's own broker and database: no wish.
+        """
+        own = {
+            "kafka": self.address("kafka"),
+            "postgres": postgres.admin_dsn(self.home, self.base),
+        }
+        return {
+            part: where
+            for part, where in given_parts(environment).items()
+            if where != own.get(part)
+        }
+
     def shared(self) -> dict[str, str]:
         """Settings every process may know."""
         return {

@@ -24,7 +24,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tollbook.stack import postgres
-from tollbook.stack.catalogue import CHECKOUT, Wiring, catalogue_of, given_parts, python_path
+from tollbook.stack.catalogue import (
+    CHECKOUT,
+    GIVEN_BY,
+    Wiring,
+    catalogue_of,
+    given_parts,
+    python_path,
+)
 from tollbook.stack.errors import NotReady, PartFailed, StackError
 from tollbook.stack.files import locked
 from tollbook.stack.home import Home
@@ -65,7 +72,11 @@ class Stack:
     @classmethod
     def at(cls, root: Path | str | None = None) -> Stack:
         """The stack of a home; see Home.open for which one."""
-        return cls(Home.open(root), given_parts(os.environ))
+        home = Home.open(root)
+        state = read_state(home.state_file)
+        if state is None:
+            return cls(home, given_parts(os.environ))
+        return cls(home, Wiring.of(home, state.base_port, {}).brought(os.environ))
 
     # -- looking ---------------------------------------------------------------------------
 
@@ -212,7 +223,9 @@ class Stack:
         if owner is not None:
             command += ["--owner", f"{owner.pid}:{owner.start_tick}"]
         log = self.home.log_file("supervisor")
-        environment = {**os.environ, MARKER: self.home.stack_id, "PYTHONPATH": python_path()}
+        not_given = {setting for part, setting in GIVEN_BY.items() if part not in self.given}
+        environment = {name: value for name, value in os.environ.items() if name not in not_given}
+        environment |= {MARKER: self.home.stack_id, "PYTHONPATH": python_path()}
         with log.open("ab") as output:
             child = subprocess.Popen(
                 command,

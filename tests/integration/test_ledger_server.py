@@ -360,6 +360,30 @@ async def test_a_signer_without_its_memory_file_whole_does_not_start(stack: Stac
         await asyncio.to_thread(stack.release, "ledger-signer")
 
 
+async def test_a_signer_of_another_origin_is_refused(stack: Stack, tmp_path: Path) -> None:
+    async with ledger(stack) as stub:
+        size = (await stub.Append(append("cuts", "signed-under-a-name", b"payload"))).size
+        await stub.GetCheckpoint(pb.GetCheckpointRequest(log="cuts", min_size=size), timeout=WAIT_S)
+    # A home of its own: the key and memory of the running signer stay out of its hands.
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "ledger.entrypoints.signer",
+        env={
+            **os.environ,
+            **stack.environment(),
+            "TOLLBOOK_HOME": str(tmp_path),
+            "TOLLBOOK_ORIGIN": "another.example/house",
+            "TOLLBOOK_HEALTH_ADDRESS": "127.0.0.1:0",
+        },
+        stderr=asyncio.subprocess.PIPE,
+    )
+    _, errors = await asyncio.wait_for(process.communicate(), WAIT_S)
+    assert process.returncode == 1
+    assert f"signed as {stack.environment()['TOLLBOOK_ORIGIN']}" in errors.decode()
+    assert "TOLLBOOK_ORIGIN is another.example/house" in errors.decode()
+
+
 async def test_migrations_repeat_and_refuse_what_is_newer_or_other(
     stack: Stack, tmp_path: Path
 ) -> None:

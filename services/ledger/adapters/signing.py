@@ -4,26 +4,35 @@ Owns the memory file: the last signed size and root of each log, kept outside
 the database and on disk before the signature leaves the process. So whoever
 changes the database, its administrator included, cannot have a second history
 signed: a log that is shorter than the memory, or whose tree does not contain
-the remembered one, is refused, loudly, until a person has looked.
+the remembered one, is refused, loudly, until a person has looked. Nor does it
+sign with a key that the control log has retired (kernel/keychain.py).
 """
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import structlog
 
+from kernel import leaf as leaf_format
 from kernel import merkle
+from kernel.keychain import KeyChain
+from kernel.leaf import LeafError
 from kernel.note import Checkpoint, SignerKey, sign_checkpoint
+from kernel.placement import CONTROL_LOG
+from ledger.adapters.cosigning import Cosigners
 from ledger.adapters.keys import origin_of, write_private
 from ledger.adapters.nodes import NodeReader
-from ledger.adapters.store import BrokenLogError
+from ledger.adapters.rotation import rotation_of
+from ledger.adapters.store import BrokenLogError, read_leaves
 
 log = structlog.get_logger()
 
 _FORMAT: Final = 1
+_CONTROL_STEP: Final = 10_000
 
 
 class ForkError(RuntimeError):
@@ -84,6 +93,31 @@ class Memory:
         self._signed = merged
 
 
+class OtherOriginError(Exception):
+    """The database's logs were signed under another name."""
+
+
+async def refuse_other_origin(db: Any, origin: str) -> None:
+    """One log has one name for ever; a second one beside it would be a second history.
+
+    `origin`: TOLLBOOK_ORIGIN. Errors: OtherOriginError.
+    """
+    row = await db.fetchrow(
+        "SELECT name, note FROM checkpoint JOIN log_head USING (log_id)"
+        " ORDER BY log_id, checkpoint.size DESC LIMIT 1"
+    )
+    if row is None:
+        return
+    signed = row["note"].split(b"\n", 1)[0].decode()
+    if signed != origin_of(origin, row["name"]):
+        known = signed.removesuffix(f"/{row['name']}")
+        raise OtherOriginError(
+            f"the logs of this database are signed as {known}, and TOLLBOOK_ORIGIN is {origin}: set"
+            f" TOLLBOOK_ORIGIN to {known} and bring the signer's key and memory of then"
+            " (TOLLBOOK_SIGNER_KEY, signer/signed.json), or use another database"
+        )
+
+
 class HeadToSign(NamedTuple):
     """A log's head as the database shows it."""
 
@@ -93,20 +127,40 @@ class HeadToSign(NamedTuple):
     root: bytes
 
 
-class LogSigner:
-    """Signs the heads of all logs."""
+class Round(NamedTuple):
+    """What came of one look at all logs."""
 
-    def __init__(self, db: Any, key: SignerKey, origin: str, memory: Memory) -> None:
+    signed: int
+    """Logs whose new checkpoint is where readers look."""
+    refused: list[str]
+    """What is wrong with logs that are no extension of what was signed."""
+    waiting: list[str]
+    """Checkpoints that not enough witnesses have cosigned."""
+
+
+class LogSigner:
+    """Signs the heads of all logs, over one connection."""
+
+    def __init__(
+        self,
+        db: Any,
+        key: SignerKey,
+        origin: str,
+        memory: Memory,
+        cosigners: Cosigners | None = None,
+    ) -> None:
         self._db = db
         self._key = key
         self._origin = origin
         self._memory = memory
+        self._cosigners = cosigners
+        self._chain = KeyChain(origin, {key.verifier.public})
+        self._control_read = 0
+        # Proofs for several witnesses are asked for at once; the connection does one thing.
+        self._reading = asyncio.Lock()
 
-    async def sign_grown(self) -> tuple[int, list[str]]:
-        """Sign each log that grew.
-
-        Gives how many were signed, and what is wrong with logs that were refused.
-        """
+    async def sign_grown(self) -> Round:
+        """Sign each log that grew."""
         heads = [
             HeadToSign(*row)
             for row in await self._db.fetch(
@@ -114,20 +168,53 @@ class LogSigner:
             )
         ]
         refused: list[str] = []
-        grown: dict[str, tuple[HeadToSign, Signed]] = {}
+        grown: dict[str, tuple[HeadToSign, Signed, Signed]] = {}
+        try:
+            await self._refuse_retired_key(heads)
+        except (ForkError, BrokenLogError) as error:
+            return Round(0, [str(error)], [])
         for head in heads:
             origin = origin_of(self._origin, head.name)
             try:
                 if await self._check(head, origin):
-                    grown[origin] = (head, Signed(head.size, head.root))
+                    last = self._memory.last(origin)
+                    grown[origin] = (head, Signed(head.size, head.root), last)
             except (ForkError, BrokenLogError, KeyError) as error:
                 refused.append(str(error))
-        if grown:
-            # First the memory, then the signature: a crash between the two costs a checkpoint,
-            # the other order could cost the proof that there is one history.
-            self._memory.remember({origin: signed for origin, (_, signed) in grown.items()})
-            await self._publish(grown)
-        return len(grown), refused
+        if not grown:
+            return Round(0, refused, [])
+        # First the memory, then the signature: a crash between the two costs a checkpoint,
+        # the other order could cost the proof that there is one history.
+        self._memory.remember({origin: signed for origin, (_, signed, _) in grown.items()})
+        published = await asyncio.gather(
+            *(self._publish(origin, *parts) for origin, parts in grown.items())
+        )
+        waiting = [problem for problem in published if problem]
+        return Round(len(grown) - len(waiting), refused, waiting)
+
+    async def _refuse_retired_key(self, heads: list[HeadToSign]) -> None:
+        """Read on in the control log, for records that retire our key. Errors: ForkError."""
+        control = next((head for head in heads if head.name == CONTROL_LOG), None)
+        while control is not None and self._control_read < control.size:
+            start = self._control_read
+            end = min(control.size, start + _CONTROL_STEP)
+            leaves = await read_leaves(self._db, control.log_id, start, end)
+            for position, data in enumerate(leaves, start):
+                try:
+                    rotation = rotation_of(leaf_format.decode(data))
+                except LeafError as error:
+                    raise BrokenLogError(
+                        f"log {CONTROL_LOG} position {position}: {error}"
+                    ) from None
+                if rotation is not None:
+                    self._chain.take(position, rotation)
+            self._control_read = end
+        retired_at = self._chain.retired.get(self._key.verifier.public)
+        if retired_at is not None:
+            raise ForkError(
+                f"the signer's key was retired by position {retired_at} of log {CONTROL_LOG}:"
+                " put the new key in its place (TOLLBOOK_SIGNER_KEY)"
+            )
 
     async def _check(self, head: HeadToSign, origin: str) -> bool:
         """Whether there is something new to sign. Errors: ForkError."""
@@ -176,20 +263,29 @@ class LogSigner:
         except merkle.ProofError as error:
             raise ForkError(f"log {head.name} FORKED: {error}") from None
 
-    async def _publish(self, grown: dict[str, tuple[HeadToSign, Signed]]) -> None:
-        rows = [
-            (
+    async def _publish(self, origin: str, head: HeadToSign, signed: Signed, last: Signed) -> str:
+        """Sign, have it cosigned, and put it where readers look; gives why not, or nothing."""
+        checkpoint = Checkpoint(origin, signed.size, signed.root)
+        note = sign_checkpoint(checkpoint, self._key.named(origin))
+        if self._cosigners is not None:
+
+            async def prove(old_size: int) -> list[bytes]:
+                async with self._reading:
+                    return await NodeReader(self._db).run(
+                        head.log_id,
+                        lambda read: merkle.consistency_proof(old_size, signed.size, read),
+                    )
+
+            note, problem = await self._cosigners.cosign(note, checkpoint, last.size, prove)
+            if problem:
+                return f"log {head.name} at size {signed.size}: {problem}"
+        async with self._reading:
+            await self._db.execute(
+                "INSERT INTO checkpoint (log_id, size, root, note) VALUES ($1, $2, $3, $4)"
+                " ON CONFLICT (log_id, size) DO NOTHING",
                 head.log_id,
                 signed.size,
                 signed.root,
-                sign_checkpoint(
-                    Checkpoint(origin, signed.size, signed.root), self._key.named(origin)
-                ),
+                note,
             )
-            for origin, (head, signed) in grown.items()
-        ]
-        await self._db.executemany(
-            "INSERT INTO checkpoint (log_id, size, root, note) VALUES ($1, $2, $3, $4)"
-            " ON CONFLICT (log_id, size) DO NOTHING",
-            rows,
-        )
+        return ""

@@ -8,20 +8,29 @@ from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
+import httpx
 import structlog
 import uvloop
 
-from kernel import errors, grpcs, settings, telemetry
+from kernel import errors, grpcs, settings, telemetry, tlogpolicy
 from ledger.adapters import database, keys
+from ledger.adapters.cosigning import Cosigners
 from ledger.adapters.migrate import MigrationError
 from ledger.adapters.notify import CHANNEL
-from ledger.adapters.signing import LogSigner, Memory, MemoryFileError
+from ledger.adapters.signing import (
+    LogSigner,
+    Memory,
+    MemoryFileError,
+    OtherOriginError,
+    refuse_other_origin,
+)
 from ledger.settings import SignerSettings
 
 log = structlog.get_logger()
 _POLL_S: Final = 0.25
 _LEAST_PAUSE_S: Final = 0.02
-_REFUSED_PAUSE_S: Final = 5.0
+_REFUSED_PAUSE_S: Final = 1.0
+_WITNESS_TIMEOUT_S: Final = 2.0
 _MEMORY_FILE: Final = "signer/signed.json"
 
 
@@ -32,29 +41,47 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
         return
 
 
+def _version(path: Path) -> tuple[int, int]:
+    """What tells that a file was replaced."""
+    stat = path.stat()
+    return stat.st_mtime_ns, stat.st_ino
+
+
 async def _follow(
-    config: SignerSettings, memory: Memory, stopped: asyncio.Event, door: grpcs.Server, db: Any
+    config: SignerSettings,
+    signer: LogSigner,
+    stopped: asyncio.Event,
+    door: grpcs.Server,
+    db: Any,
 ) -> None:
-    """Sign whatever grows, over one connection."""
-    key = keys.read_signer(config.signer_key)
-    signer = LogSigner(db, key, config.origin, memory)
+    """Sign whatever grows, over one connection, until the key is replaced."""
+    version = _version(config.signer_key)
     grew = asyncio.Event()
     await db.add_listener(CHANNEL, lambda *_: grew.set())
-    while not stopped.is_set():
+    while not stopped.is_set() and _version(config.signer_key) == version:
         grew.clear()
-        signed, refused = await signer.sign_grown()
+        signed, refused, waiting = await signer.sign_grown()
         if signed:
             await db.execute(f"NOTIFY {CHANNEL}")
-        await door.set_ready(not refused)
+        await door.set_ready(not refused and not waiting)
         for problem in refused:
             log.error("NOT SIGNED", problem=problem)
-        if refused:
+        for problem in waiting:
+            log.warning("NOT COSIGNED", problem=problem)
+        if refused or waiting:
             await _wait(stopped, _REFUSED_PAUSE_S)
             continue
         # Many small commits share a signature; a single one waits no longer than this.
         await _wait(stopped, _LEAST_PAUSE_S)
         if not stopped.is_set():
             await _wait(grew, _POLL_S)
+
+
+def _cosigners(config: SignerSettings, client: httpx.AsyncClient) -> Cosigners | None:
+    """The witnesses to ask. Errors: PolicyError, ValueError."""
+    if config.witness_policy is None:
+        return None
+    return Cosigners(tlogpolicy.read(config.witness_policy), client)
 
 
 async def sign(config: SignerSettings) -> None:
@@ -64,7 +91,9 @@ async def sign(config: SignerSettings) -> None:
     memory = Memory(Path(config.home) / _MEMORY_FILE)
     keys.read_signer(config.signer_key)
     await door.start()
+    client = httpx.AsyncClient(timeout=_WITNESS_TIMEOUT_S, follow_redirects=False, trust_env=False)
     try:
+        cosigners = _cosigners(config, client)
         pool = await database.open_pool(config.ledger_postgres, 1, stopped)
         if pool is None:
             return
@@ -73,7 +102,10 @@ async def sign(config: SignerSettings) -> None:
             try:
                 db = await database.connect(config.ledger_postgres)
                 try:
-                    await _follow(config, memory, stopped, door, db)
+                    await refuse_other_origin(db, config.origin)
+                    key = keys.read_signer(config.signer_key)
+                    signer = LogSigner(db, key, config.origin, memory, cosigners)
+                    await _follow(config, signer, stopped, door, db)
                 finally:
                     db.terminate()
             except database.AWAY as error:
@@ -81,6 +113,7 @@ async def sign(config: SignerSettings) -> None:
                 await door.set_ready(False)
                 await _wait(stopped, _POLL_S)
     finally:
+        await client.aclose()
         await door.stop(drain_ms=0)
 
 
@@ -93,7 +126,9 @@ def main() -> None:
     except (
         MigrationError,
         MemoryFileError,
+        OtherOriginError,
         keys.KeyFileError,
+        ValueError,  # a policy that cannot be used
         errors.TollbookError,
         asyncpg.PostgresError,
         OSError,

@@ -28,7 +28,7 @@ from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
 
 from kernel.placement import partition_of, usage_log
-from tollbook.demo.setting import CARD_YAML
+from tollbook.demo.setting import card_yaml
 from tollbook.pricing.v1 import pricing_pb2, pricing_pb2_grpc
 from tollbook.stack import Stack, running_stack
 from tollbook.usage.v1 import usage_pb2
@@ -164,7 +164,7 @@ def system(
     """The whole stack, tracing to the collector, with one account and its key."""
     collecting, endpoint = collector
     card = tmp_path_factory.mktemp("cards") / "card.yaml"
-    card.write_text(CARD_YAML)
+    card.write_text(card_yaml({"tiny": False, "tiny-support": True}))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", endpoint)
         patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")

@@ -16,7 +16,6 @@ from tollbook.demo.setting import Customer
 from tollbook.inference.v1 import inference_pb2
 
 CONCURRENCY: Final = 16
-MODELS: Final = ("tiny", "tiny-support")
 CANCEL_EVERY: Final = 10
 _TIMEOUT_S: Final = 120
 # Ids of ordinary tokens of the tiny model; 0 to 15 may be special.
@@ -34,14 +33,14 @@ class Sent:
     output_tokens_seen: int = 0
 
 
-def _spec(index: int, lengths: Lengths) -> inference_pb2.GenerationSpec:
+def _spec(index: int, model: str, lengths: Lengths) -> inference_pb2.GenerationSpec:
     source = random.Random(index)  # noqa: S311 - prompts, no secret
     # A third of the prompts begin alike, as real system prompts do, so that the cache has hits.
     prefix = list(range(_FIRST_ID, _FIRST_ID + _SHARED_PREFIX_TOKENS)) if index % 3 == 0 else []
     ids = prefix + [source.randint(_FIRST_ID, _LAST_ID) for _ in range(lengths.prompt_tokens)]
     return inference_pb2.GenerationSpec(
         request_id=f"demo-{index:04d}",
-        model=MODELS[index % len(MODELS)],
+        model=model,
         tokens=inference_pb2.TokenPrompt(token_ids=ids[: lengths.prompt_tokens]),
         sampling=inference_pb2.SamplingParams(
             max_tokens=lengths.output_tokens, temperature=0.8, seed=index, ignore_eos=True
@@ -83,6 +82,7 @@ async def _once(stub: Any, spec: Any, metadata: Any, sent: Sent) -> None:
 async def send_all(
     stub: Any,
     customers: Sequence[Customer],
+    models: Sequence[str],
     shapes: Sequence[Lengths],
     half_way: Callable[[], Awaitable[None]],
 ) -> Sent:
@@ -93,7 +93,7 @@ async def send_all(
     async def one(index: int, lengths: Lengths) -> None:
         async with room:
             customer = customers[index % len(customers)]
-            spec = _spec(index, lengths)
+            spec = _spec(index, models[index % len(models)], lengths)
             cancel = index % CANCEL_EVERY == 1
             # Whether to stream must not go in step with model, customer or cancelling.
             if cancel or index // 4 % 2:

@@ -19,7 +19,7 @@ from kernel.placement import CUT_LOG
 from tollbook.demo import lengths, load, setting, settle, tamper
 from tollbook.export.exporter import write_export
 from tollbook.export.system import System
-from tollbook.inference.v1 import inference_pb2_grpc
+from tollbook.inference.v1 import inference_pb2, inference_pb2_grpc
 from tollbook.ledger.v1 import ledger_pb2_grpc
 from tollbook.pricing.v1 import pricing_pb2, pricing_pb2_grpc
 from tollbook.stack import Stack, running_stack
@@ -111,15 +111,30 @@ async def _drive(stack: Stack, folder: Path, summary: Summary, say: Say) -> None
     pricing: Any = pricing_pb2_grpc.PricingServiceStub(pricing_channel)
     control: Any = pricing_pb2_grpc.ControlServiceStub(pricing_channel)
 
-    customers = await setting.set_up(control)
-    say(f"{len(customers)} accounts with credit, one rate card of {len(load.MODELS)} models")
+    earlier = await pricing.ListBalances(
+        pricing_pb2.ListBalancesRequest(), timeout=30, wait_for_ready=True
+    )
+    customers = await setting.set_up(control, {one.account_id for one in earlier.balances})
+    listed = await inference.ListModels(
+        inference_pb2.ListModelsRequest(),
+        metadata=customers[0].metadata,
+        timeout=30,
+        wait_for_ready=True,
+    )
+    models = {model.name: bool(model.adapter) for model in listed.models}
+    await setting.publish(control, models)
+    before = {
+        engine.reading.engine_id: engine.reading.generation_tokens
+        for engine in (await settle.drained(inference, customers[0].metadata, _SETTLE_S)).engines
+    }
+    say(f"{len(customers)} accounts with credit, one rate card for {', '.join(models)}")
 
     async def kill_worker() -> None:
         killed = await asyncio.to_thread(stack.kill, _WORKER)
         say(f"killed the ledger worker (kill -9 of process {killed.pid}) half-way")
 
     began = time.monotonic()
-    sent = await load.send_all(inference, customers, shapes(), kill_worker)
+    sent = await load.send_all(inference, customers, list(models), shapes(), kill_worker)
     took_s = time.monotonic() - began
     summary.requests = sent.completed + sent.cancelled
     summary.cancelled = sent.cancelled
@@ -145,10 +160,15 @@ async def _drive(stack: Stack, folder: Path, summary: Summary, say: Say) -> None
     )
     await settle.counted(control, _SETTLE_S)
     conservation = await settle.drained(inference, customers[0].metadata, _SETTLE_S)
-    summary.engine_tokens = sum(engine.reading.generation_tokens for engine in conservation.engines)
-    summary.waste_tokens = sum(
-        item.tokens for engine in conservation.engines for item in engine.reading.waste
-    )
+    # An engine of an earlier run, known from its spool, has not moved since.
+    readings = [
+        engine.reading
+        for engine in conservation.engines
+        if engine.reading.generation_tokens != before.get(engine.reading.engine_id)
+    ]
+    summary.engine_tokens = sum(reading.generation_tokens for reading in readings)
+    summary.waste_tokens = sum(item.tokens for reading in readings for item in reading.waste)
+    mine = {customer.account_id for customer in customers}
     summary.accounts = [
         AccountLine(
             one.account_id,
@@ -160,6 +180,7 @@ async def _drive(stack: Stack, folder: Path, summary: Summary, say: Say) -> None
             one.available.amount_pico,
         )
         for one in balances.balances
+        if one.account_id in mine
     ]
     # Billed is what pricing says of the log; the engine's counter is the engine's own.
     summary.billed_tokens = sum(line.output_tokens for line in summary.accounts)
@@ -184,12 +205,16 @@ async def _drive(stack: Stack, folder: Path, summary: Summary, say: Say) -> None
 
 
 def run(folder: Path, say: Say) -> Summary:
-    """Run the demo with its state under `folder`, which is made anew."""
+    """Run the demo with its state under `folder`.
+
+    The state is made anew, unless a broker or a database of the user's own holds a part of it:
+    then keys and origin stay, the logs go on, and this run takes account ids of its own.
+    """
     began = time.monotonic()
     summary = Summary()
     folder.mkdir(parents=True, exist_ok=True)
     home = folder / "stack"
-    if home.exists():
+    if home.exists() and not {"kafka", "postgres"} & Stack.at(home).given.keys():
         Stack.at(home).remove()
         shutil.rmtree(home, ignore_errors=True)
     keys = folder / "verifier-keys"

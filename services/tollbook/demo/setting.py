@@ -1,25 +1,32 @@
-"""What the demo sets up before the first request: prices, accounts, keys, credit."""
+"""What the demo sets up before the first request: accounts, keys, credit, prices."""
 
 from __future__ import annotations
 
 import asyncio
 import hashlib
+import itertools
 import secrets
+from collections.abc import Container, Mapping
 from typing import Any, Final, NamedTuple
 
 from kernel import money
 from tollbook.pricing.v1 import control_pb2, money_pb2, pricing_pb2
 
-CARD_YAML: Final = """\
+_HEAD: Final = """\
 card: demo
 currency: USD
 effective_from: 2026-01-01T00:00:00Z
 lines:
-  - {id: tiny-input, match: {model: tiny, direction: in, cache_use: none}, per: 1_000_000, price: 0.15}
-  - {id: tiny-cached, match: {model: tiny, direction: in, cache_use: read}, per: 1_000_000, price: 0.075}
-  - {id: tiny-output, match: {model: tiny, direction: out}, per: 1_000_000, price: 0.60}
-  - {id: support-output, match: {model: tiny-support, direction: out}, per: 1_000_000, price: 0.90}
+"""
+# An adapter pays its base model's prices, but for its output.
+_BASE: Final = """\
+  - {{id: {name}-input, match: {{model: {name}, direction: in, cache_use: none}}, per: 1_000_000, price: 0.15}}
+  - {{id: {name}-cached, match: {{model: {name}, direction: in, cache_use: read}}, per: 1_000_000, price: 0.075}}
+  - {{id: {name}-output, match: {{model: {name}, direction: out}}, per: 1_000_000, price: 0.60}}
 """  # noqa: E501 - a line of a card is a line
+_ADAPTER: Final = """\
+  - {{id: {name}-output, match: {{model: {name}, direction: out}}, per: 1_000_000, price: 0.90}}
+"""
 CREDITS: Final = {"acme": "5", "birch": "2.5", "cedar": "1", "dunes": "0.25"}
 
 
@@ -35,18 +42,40 @@ class Customer(NamedTuple):
         return (("authorization", f"Bearer {self.secret}"),)
 
 
-async def set_up(control: Any) -> list[Customer]:
-    """Publish the card; create accounts, keys and credit. `control`: ControlService's stub."""
-    published = control.PublishRateCard(
-        pricing_pb2.PublishRateCardRequest(yaml=CARD_YAML, author="demo", approver="demo-second"),
+def names(taken: Container[str]) -> dict[str, str]:
+    """Credit by account id, ids that a ledger in use does not have yet: acme, then acme-2, ..."""
+    suffixes = itertools.chain([""], (f"-{run}" for run in itertools.count(2)))
+    for suffix in suffixes:
+        free = {f"{account_id}{suffix}": credit for account_id, credit in CREDITS.items()}
+        if not any(account_id in taken for account_id in free):
+            return free
+    raise AssertionError("count() ends never")
+
+
+def card_yaml(models: Mapping[str, bool]) -> str:
+    """The demo's rate card. `models`: the served models by name, and which is an adapter."""
+    lines = ((_ADAPTER if adapter else _BASE).format(name=name) for name, adapter in models.items())
+    return _HEAD + "".join(lines)
+
+
+async def publish(control: Any, models: Mapping[str, bool]) -> None:
+    """Put the card in force. `control`: ControlService's stub; `models` as in card_yaml."""
+    await control.PublishRateCard(
+        pricing_pb2.PublishRateCardRequest(
+            yaml=card_yaml(models), author="demo", approver="demo-second"
+        ),
         timeout=30,
-        wait_for_ready=True,
     )
-    customers = await asyncio.gather(
-        *(_customer(control, account_id, credit) for account_id, credit in CREDITS.items())
+
+
+async def set_up(control: Any, taken: Container[str]) -> list[Customer]:
+    """Create accounts, keys and credit.
+
+    `control`: ControlService's stub. `taken`: the accounts that are there already.
+    """
+    return await asyncio.gather(
+        *(_customer(control, account_id, credit) for account_id, credit in names(taken).items())
     )
-    await published
-    return list(customers)
 
 
 async def _customer(control: Any, account_id: str, credit: str) -> Customer:

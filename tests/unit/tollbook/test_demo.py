@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tollbook.demo import lengths, tamper
+from tollbook.demo import lengths, setting, tamper
 
 
 def test_shapes_follow_the_trace_and_repeat_by_seed() -> None:
@@ -37,3 +37,9 @@ def test_one_byte_and_no_more_is_flipped(tmp_path: Path) -> None:
     before, after = bundle.read_bytes(), (tmp_path / "copy" / changed).read_bytes()
     assert len(before) == len(after)
     assert sum(one != other for one, other in zip(before, after, strict=True)) == 1
+
+
+def test_a_ledger_in_use_gets_account_ids_that_it_does_not_have() -> None:
+    assert setting.names(set()) == setting.CREDITS
+    assert set(setting.names({"acme"})) == {f"{one}-2" for one in setting.CREDITS}
+    assert set(setting.names({"dunes", "birch-2"})) == {f"{one}-3" for one in setting.CREDITS}

@@ -1,39 +1,33 @@
 """What every card must keep, whichever door it comes through: YAML or a raw control record.
 
-Each rule is stated once, here. A problem names the place in the card by a
-path such as ("lines", 3, "price"); the YAML reader turns paths into lines and
-columns.
+Each rule is stated once, here and, for lines, in line_rules.py. A problem
+names the place in the card by a path such as ("lines", 3, "price"); the YAML
+reader turns paths into lines and columns.
 """
 
 from __future__ import annotations
 
 import re
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Final
 
-from pricing.domain.card import Card, Line
-from pricing.domain.dimensions import ENUM_WORDS, MATCH_FIELDS, OUTCOME_BY_WORD, UNIT_BY_WORD
+from pricing.domain import hours, line_rules
+from pricing.domain.card import BASE_MODEL, COST, PARENT_CLASS, SELL, Card, TimeWindow
+from pricing.domain.dimensions import OUTCOME_BY_WORD
+from pricing.domain.line_rules import Found
 from pricing.domain.outcomes import RULES
-from pricing.domain.selection import rivals
-from pricing.domain.text import is_plain
 
 MAX_LINES: Final = 20_000
 MAX_ACCOUNTS: Final = 10_000
-MAX_UNIT_PRICE_PICO: Final = 10**18
-MAX_PRIORITY: Final = 1_000
-MAX_WORD_CHARS: Final = 256
-MAY_BE_EMPTY: Final = ("adapter", "region", "attribute")
+MAX_WINDOWS: Final = 32
+MAX_COMMITMENT_PICO: Final = 10**30
 # The years 1970 to 9999: beyond them neither the contract's timestamps nor a calendar hold.
 MAX_INSTANT_US: Final = 253_402_300_799_999_999
 
 CARD_ID: Final = re.compile(r"[a-z0-9][a-z0-9._:/-]{0,63}")
-LINE_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._:/@+-]{0,127}")
 ACCOUNT_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 CURRENCY: Final = re.compile(r"[A-Z]{3}")
-
-Path = tuple[str | int, ...]
-Found = tuple[Path, str]
+WINDOW_NAME: Final = re.compile(r"[a-z0-9][a-z0-9_-]{0,31}")
 
 
 def problems(card: Card) -> Iterator[Found]:
@@ -47,7 +41,7 @@ def problems(card: Card) -> Iterator[Found]:
     if not CURRENCY.fullmatch(card.currency):
         yield ("currency",), f"'currency' is an ISO 4217 code such as USD, not {card.currency!r}"
     yield from _instants(card)
-    yield from _priority(("priority",), card.priority)
+    yield from line_rules.priority(("priority",), card.priority)
     yield from _accounts(card.accounts)
     for word, rule in card.outcomes:
         if word not in OUTCOME_BY_WORD:
@@ -58,12 +52,17 @@ def problems(card: Card) -> Iterator[Found]:
                 ("outcomes", word),
                 f"an outcome's rule is one of {', '.join(RULES)}, not {rule!r}",
             )
+    if card.purpose not in (SELL, COST):
+        yield ("purpose",), f"'purpose' is {SELL} or {COST}, not {card.purpose[:40]!r}"
+    yield from _clock(card)
+    yield from _fallback(card)
+    yield from _commitment(card)
     if not card.lines:
         yield ("lines",), "'lines' is a list with at least one line"
     elif len(card.lines) > MAX_LINES:
         yield ("lines",), f"a card has at most {MAX_LINES} lines; split it"
     else:
-        yield from _lines(card.lines)
+        yield from line_rules.problems(card)
 
 
 def _instants(card: Card) -> Iterator[Found]:
@@ -77,11 +76,6 @@ def _instants(card: Card) -> Iterator[Found]:
         yield ("effective_to",), "'effective_to' is not after 'effective_from'"
 
 
-def _priority(path: Path, priority: int) -> Iterator[Found]:
-    if not -MAX_PRIORITY <= priority <= MAX_PRIORITY:
-        yield path, f"'priority' is a whole number from -{MAX_PRIORITY} to {MAX_PRIORITY}"
-
-
 def _accounts(accounts: tuple[str, ...]) -> Iterator[Found]:
     if len(accounts) > MAX_ACCOUNTS:
         yield ("accounts",), f"a card names at most {MAX_ACCOUNTS} accounts"
@@ -92,70 +86,69 @@ def _accounts(accounts: tuple[str, ...]) -> Iterator[Found]:
             yield ("accounts",), f"{account_id[:70]!r} is no account's id"
 
 
-def _lines(lines: tuple[Line, ...]) -> Iterator[Found]:
-    broken: set[int] = set()
-    for index, line in enumerate(lines):
-        for path, message in _line(line):
-            broken.add(index)
-            yield ("lines", index, *path), message
-    counts = Counter(line.line_id for line in lines)
-    seen: set[str] = set()
-    for index, line in enumerate(lines):
-        if counts[line.line_id] > 1 and line.line_id in seen:
-            broken.add(index)
-            yield (
-                ("lines", index, "id"),
-                f"line id {line.line_id!r} stands twice; ids are unique in a card",
-            )
-        seen.add(line.line_id)
-    sound = [(index, line) for index, line in enumerate(lines) if index not in broken]
-    for index, line, rival in rivals(sound):
+def _clock(card: Card) -> Iterator[Found]:
+    try:
+        hours.zone(card.timezone)
+    except ValueError as error:
+        yield ("timezone",), f"'timezone': {error}"
+    if len(card.windows) > MAX_WINDOWS:
+        yield ("time_windows",), f"a card has at most {MAX_WINDOWS} time windows"
+    names = [window.name for window in card.windows]
+    if names != sorted(set(names)):
+        yield ("time_windows",), "time windows stand sorted by name, and once"
+    for window in card.windows:
+        yield from _window(window)
+
+
+def _window(window: TimeWindow) -> Iterator[Found]:
+    path = ("time_windows", window.name)
+    if not WINDOW_NAME.fullmatch(window.name):
+        yield path, f"a window's name is 1-32 of a-z 0-9 _ -, not {window.name[:40]!r}"
+    days = list(window.days)
+    if not days or days != sorted(set(days)) or not set(days) <= set(range(7)):
+        yield (*path, "days"), "'days' is some of mon, tue, wed, thu, fri, sat, sun, each once"
+    if not 0 <= window.start_s < hours.DAY_S:
+        yield (*path, "from"), "'from' is 00:00 to 23:59:59"
+    if not 0 < window.end_s <= hours.DAY_S:
+        yield (*path, "to"), "'to' is 00:00:01 to 24:00"
+    elif window.end_s == window.start_s:
+        yield (*path, "to"), "'to' is not 'from'; the whole day is from 00:00 to 24:00"
+
+
+def _fallback(card: Card) -> Iterator[Found]:
+    known = (BASE_MODEL, PARENT_CLASS)
+    if len(set(card.fallback)) != len(card.fallback) or not set(card.fallback) <= set(known):
         yield (
-            ("lines", index),
-            f"line {line.line_id!r} and line {rival.line_id!r} can match the same"
-            " leaf with equal specificity; name one more dimension or set 'priority'",
+            ("fallback",),
+            f"'fallback' is some of {', '.join(known)}, each once; what they do not price waits"
+            " in suspense",
         )
 
 
-def _line(line: Line) -> Iterator[Found]:
-    if not LINE_ID.fullmatch(line.line_id):
-        yield (
-            ("id",),
-            "'id' is 1-128 of letters, digits and . _ : / @ + - and begins with a letter or"
-            f" digit, not {line.line_id[:70]!r}",
-        )
-    if line.unit not in UNIT_BY_WORD:
-        yield ("unit",), f"'unit' is one of {', '.join(UNIT_BY_WORD)}, not {line.unit!r}"
-    if line.price_pico < 0:
-        yield ("price",), "'price' is not negative; credit is given by a grant"
-    elif line.price_pico > MAX_UNIT_PRICE_PICO:
-        yield ("price",), "'price' is over 1,000,000 for one unit; check 'per'"
-    yield from _priority(("priority",), line.priority)
-    yield from _match(line.match)
-
-
-def _match(match: Iterable[tuple[str, str]]) -> Iterator[Found]:
-    for name, word in match:
-        words = ENUM_WORDS.get(name)
-        if name not in MATCH_FIELDS:
-            yield (
-                ("match", name),
-                f"a match has no {name!r}; it has {', '.join(MATCH_FIELDS)}",
-            )
-        elif words is not None and word not in words:
-            allowed = ", ".join(sorted(words))
-            yield ("match", name), f"{name!r} is one of {allowed}, not {word!r}"
-        elif not word and name not in MAY_BE_EMPTY:
-            yield ("match", name), f"{name!r} has no value; leave it out to match all"
-        elif not is_plain(word) or len(word) > MAX_WORD_CHARS:
-            yield (
-                ("match", name),
-                f"{name!r} is at most {MAX_WORD_CHARS} characters without control characters",
-            )
+def _commitment(card: Card) -> Iterator[Found]:
+    found = card.commitment
+    if found is None:
+        return
+    if not 0 <= found.minimum_pico <= MAX_COMMITMENT_PICO:
+        yield ("commitment", "minimum"), "'minimum' is 0 to 10^18 units of the currency"
+    if found.maximum_pico is None:
+        if not found.minimum_pico:
+            yield ("commitment",), "'commitment' has a 'minimum', a 'maximum' or both"
+    elif not 0 < found.maximum_pico <= MAX_COMMITMENT_PICO:
+        yield ("commitment", "maximum"), "'maximum' is more than 0"
+    elif found.maximum_pico < found.minimum_pico:
+        yield ("commitment", "maximum"), "'maximum' is not below 'minimum'"
 
 
 def check(card: Card) -> Card:
     """Give the card back if it keeps every rule. Errors: ValueError with the first it breaks."""
+    plain = {"line_id", "unit", "match", "price_pico", "priority"}
+    for line in card.lines:
+        for name in set(line.__dataclass_fields__) - plain:
+            if getattr(line, name) != line.__dataclass_fields__[name].default:
+                raise ValueError(f"{name} is not rated yet")
+    if card.multipliers or card.commitment or PARENT_CLASS in card.fallback or card.purpose == COST:
+        raise ValueError("multipliers, commitments, parent classes and costs are not rated yet")
     for path, message in problems(card):
         raise ValueError(f"{'.'.join(str(part) for part in path)}: {message}")
     return card

@@ -8,92 +8,43 @@ in the text for each that is broken.
 from __future__ import annotations
 
 import re
-from datetime import UTC, datetime
 from typing import Final
 
-from kernel.money import MoneyError, parse_ratio
 from pricing.domain import card_rules
-from pricing.domain.card import Card, Line
-from pricing.domain.dimensions import ANY, MATCH_FIELDS, STANDARD_TIER
-from pricing.domain.document import DocumentError, Node, Problem, parse_document
+from pricing.domain.card import DEFAULT_FALLBACK, SELL, UTC_ZONE, Card, Commitment, TimeWindow
+from pricing.domain.document import DocumentError, Node, parse_document
+from pricing.domain.line_rules import Path
+from pricing.domain.line_yaml import read_line
 from pricing.domain.outcomes import DEFAULT_OUTCOMES
+from pricing.domain.yaml_reader import Reader
 
 _CARD_FIELDS: Final = (
     "card",
+    "purpose",
     "currency",
     "effective_from",
     "effective_to",
     "priority",
     "accounts",
+    "timezone",
+    "time_windows",
+    "multipliers",
+    "fallback",
+    "commitment",
     "outcomes",
     "lines",
 )
-_LINE_FIELDS: Final = ("id", "match", "unit", "per", "price", "priority")
-_PER: Final = ("1", "1000", "1000000")
-_TIME: Final = re.compile(
-    r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}(\.[0-9]{1,6})?(Z|[+-][0-9]{2}:[0-9]{2})"
-)
-_INTEGER: Final = re.compile(r"-?[0-9]{1,12}")
-_EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
-
-
-class _Reader:
-    """Collects every problem of a document instead of stopping at the first."""
-
-    def __init__(self) -> None:
-        self.problems: list[Problem] = []
-
-    def wrong(self, node: Node, message: str) -> None:
-        self.problems.append(node.problem(message))
-
-    def known(self, node: Node, names: tuple[str, ...], what: str) -> None:
-        for name, (key, _) in (node.fields or {}).items():
-            if name not in names:
-                self.wrong(key, f"{what} has no {name!r}; it has {', '.join(names)}")
-
-    def text(self, node: Node, name: str, default: str | None = None) -> tuple[Node, str]:
-        """A scalar under a name; a missing one is a problem unless there is a default."""
-        value = node.get(name)
-        if value is None:
-            if default is None:
-                self.wrong(node, f"{name!r} is missing")
-            return node, default or ""
-        if value.text is None:
-            self.wrong(value, f"{name!r} must be one value, not a list or a mapping")
-            return value, default or ""
-        return value, value.text
-
-    def integer(self, node: Node, name: str, default: int) -> int:
-        value, text = self.text(node, name, str(default))
-        digits = text.replace("_", "")
-        if not _INTEGER.fullmatch(digits):
-            self.wrong(value, f"{name!r} is a whole number, not {text[:40]!r}")
-            return default
-        return int(digits)
-
-    def instant_us(self, node: Node, name: str) -> int | None:
-        value = node.get(name)
-        if value is None:
-            return None
-        text = value.text or ""
-        try:
-            if not _TIME.fullmatch(text):
-                raise ValueError
-            delta = datetime.fromisoformat(text).astimezone(UTC) - _EPOCH
-        except (ValueError, OverflowError):
-            self.wrong(
-                value,
-                f"{name!r} is an RFC 3339 instant with its zone, such as 2026-01-31T00:00:00Z,"
-                f" not {text[:40]!r}",
-            )
-            return None
-        return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+_WINDOW_FIELDS: Final = ("days", "from", "to")
+_DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
+_CLOCK: Final = re.compile(r"([0-9]{2}):([0-5][0-9])(?::([0-5][0-9]))?")
+_SUSPENSE: Final = "suspense"
+"""In `fallback`, the end there is anyhow; it may be written out."""
 
 
 def parse_card(text: str) -> Card:
     """Read a card's YAML. Errors: DocumentError with the place of every problem."""
     root = parse_document(text)
-    reader = _Reader()
+    reader = Reader()
     if root.fields is None:
         raise DocumentError([root.problem("a card is a mapping that begins with 'card: NAME'")])
     reader.known(root, _CARD_FIELDS, "a card")
@@ -101,7 +52,7 @@ def parse_card(text: str) -> Card:
     if root.get("effective_from") is None:
         reader.wrong(root, "'effective_from' is missing: the instant the prices begin to apply")
     items = _line_items(reader, root)
-    lines = [(place, line) for place, item in items if (line := _read_line(reader, item))]
+    lines = [(place, line) for place, item in items if (line := read_line(reader, item))]
     card = Card(
         reader.text(root, "card")[1],
         reader.text(root, "currency")[1],
@@ -111,6 +62,12 @@ def parse_card(text: str) -> Card:
         _read_accounts(reader, root),
         _read_outcomes(reader, root),
         tuple(line for _, line in lines),
+        reader.text(root, "purpose", SELL)[1],
+        reader.text(root, "timezone", UTC_ZONE)[1],
+        _read_windows(reader, root),
+        reader.multipliers(root),
+        _read_fallback(reader, root),
+        _read_commitment(reader, root),
     )
     for path, message in card_rules.problems(card):
         # A value that could not be read has been named; its stand-in's faults are not news.
@@ -124,7 +81,7 @@ def parse_card(text: str) -> Card:
     return card
 
 
-def _node_at(root: Node, path: card_rules.Path, places: list[int]) -> Node | None:
+def _node_at(root: Node, path: Path, places: list[int]) -> Node | None:
     """The deepest node that a path of card_rules leads to; None when its field is not there.
 
     Line numbers in a path count the lines that could be read; `places` has
@@ -136,7 +93,7 @@ def _node_at(root: Node, path: card_rules.Path, places: list[int]) -> Node | Non
     for depth, part in enumerate(path):
         below: Node | None
         if isinstance(part, int):
-            index = places[part] if depth == 1 else part
+            index = places[part] if (depth, path[0]) == (1, "lines") else part
             below = node.items[index] if node.items and index < len(node.items) else None
         else:
             below = node.get(part)
@@ -146,17 +103,73 @@ def _node_at(root: Node, path: card_rules.Path, places: list[int]) -> Node | Non
     return node
 
 
-def _read_accounts(reader: _Reader, root: Node) -> tuple[str, ...]:
-    node = root.get("accounts")
+def _read_accounts(reader: Reader, root: Node) -> tuple[str, ...]:
+    return tuple(sorted(set(reader.words(root, "accounts", "account ids"))))
+
+
+def _read_windows(reader: Reader, root: Node) -> tuple[TimeWindow, ...]:
+    node = root.get("time_windows")
     if node is None:
         return ()
-    if node.items is None or any(not item.text for item in node.items):
-        reader.wrong(node, "'accounts' is a list of account ids")
+    if node.fields is None:
+        reader.wrong(node, "'time_windows' is a mapping such as {night: {from: 22:00, to: 06:00}}")
         return ()
-    return tuple(sorted({item.text for item in node.items if item.text}))
+    windows: list[TimeWindow] = []
+    for name, (_, value) in node.fields.items():
+        if value.fields is None:
+            reader.wrong(value, "a time window is a mapping with days, from and to")
+            continue
+        reader.known(value, _WINDOW_FIELDS, "a time window")
+        days = reader.words(value, "days", "days") if value.get("days") is not None else _DAYS
+        for day in days:
+            if day not in _DAYS:
+                reader.wrong(value.get("days") or value, f"{day!r} is none of {', '.join(_DAYS)}")
+        windows.append(
+            TimeWindow(
+                name,
+                tuple(sorted(_DAYS.index(day) for day in days if day in _DAYS)),
+                _clock_s(reader, value, "from"),
+                _clock_s(reader, value, "to"),
+            )
+        )
+    return tuple(sorted(windows, key=lambda window: window.name))
 
 
-def _read_outcomes(reader: _Reader, root: Node) -> tuple[tuple[str, str], ...]:
+def _clock_s(reader: Reader, node: Node, name: str) -> int:
+    value, text = reader.text(node, name)
+    found = _CLOCK.fullmatch(text)
+    if found is None:
+        if node.get(name) is not None:
+            reader.wrong(value, f"{name!r} is a time of day such as 22:00, not {text[:40]!r}")
+        return 0
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return hours * 3600 + minutes * 60 + seconds
+
+
+def _read_fallback(reader: Reader, root: Node) -> tuple[str, ...]:
+    if root.get("fallback") is None:
+        return DEFAULT_FALLBACK
+    words = reader.words(root, "fallback", "base_model, parent_class and suspense")
+    if words and words[-1] == _SUSPENSE:
+        words.pop()
+    return tuple(words)
+
+
+def _read_commitment(reader: Reader, root: Node) -> Commitment | None:
+    node = root.get("commitment")
+    if node is None:
+        return None
+    if node.fields is None:
+        reader.wrong(node, "'commitment' is a mapping such as {minimum: 100.00, maximum: 1000.00}")
+        return None
+    reader.known(node, ("minimum", "maximum"), "'commitment'")
+    least_pico = reader.money_pico(node, "minimum", 1, "0")
+    if node.get("maximum") is None:
+        return Commitment(least_pico, None)
+    return Commitment(least_pico, reader.money_pico(node, "maximum"))
+
+
+def _read_outcomes(reader: Reader, root: Node) -> tuple[tuple[str, str], ...]:
     outcomes = dict(DEFAULT_OUTCOMES)
     node = root.get("outcomes")
     if node is not None and node.fields is None:
@@ -170,7 +183,7 @@ def _read_outcomes(reader: _Reader, root: Node) -> tuple[tuple[str, str], ...]:
     return tuple(sorted(outcomes.items()))
 
 
-def _line_items(reader: _Reader, root: Node) -> list[tuple[int, Node]]:
+def _line_items(reader: Reader, root: Node) -> list[tuple[int, Node]]:
     node = root.get("lines")
     if node is None or not node.items:
         reader.wrong(node or root, "'lines' is a list with at least one line")
@@ -179,54 +192,3 @@ def _line_items(reader: _Reader, root: Node) -> list[tuple[int, Node]]:
         reader.wrong(node, f"a card has at most {card_rules.MAX_LINES} lines; split it")
         return []
     return list(enumerate(node.items))
-
-
-def _read_line(reader: _Reader, node: Node) -> Line | None:
-    """A line as far as it can be read; None when a part of it is no value at all."""
-    if node.fields is None:
-        reader.wrong(node, "a line is a mapping with id, match, unit, per and price")
-        return None
-    before = len(reader.problems)
-    reader.known(node, _LINE_FIELDS, "a line")
-    line_id = reader.text(node, "id")[1]
-    unit = reader.text(node, "unit", "token")[1]
-    per_node, per_text = reader.text(node, "per", "1")
-    per = per_text.replace("_", "")
-    if per not in _PER:
-        reader.wrong(per_node, f"'per' is 1, 1000 or 1000000, not {per_text[:40]!r}")
-    price_pico = _read_price(reader, node, int(per) if per in _PER else 1)
-    match = _read_match(reader, node)
-    priority = reader.integer(node, "priority", 0)
-    if len(reader.problems) > before:
-        return None
-    return Line(line_id, unit, match, price_pico, priority)
-
-
-def _read_price(reader: _Reader, node: Node, per: int) -> int:
-    price_node, text = reader.text(node, "price")
-    try:
-        return parse_ratio(text, per)
-    except MoneyError as error:
-        if node.get("price") is not None:
-            reader.wrong(price_node, f"'price': {error}")
-        return 0
-
-
-def _read_match(reader: _Reader, line: Node) -> tuple[tuple[str, str], ...]:
-    match: dict[str, str] = {"service_tier": STANDARD_TIER}
-    node = line.get("match")
-    if node is not None and node.fields is None:
-        reader.wrong(node, "'match' is a mapping such as {model: NAME, direction: in}")
-    elif node is not None:
-        reader.known(node, MATCH_FIELDS, "a match")
-        for name in MATCH_FIELDS:
-            value = node.get(name)
-            if value is None:
-                continue
-            if value.text is None:
-                reader.wrong(value, f"{name!r} must be one value")
-            else:
-                match[name] = value.text
-    if match["service_tier"] == ANY:
-        del match["service_tier"]
-    return tuple(sorted(match.items()))

@@ -55,7 +55,12 @@ class Context(NamedTuple):
 
 
 _LEAF_FIELDS: Final = ("direction", "modality", "cache_use", "cache_ttl", "token_kind", "attribute")
-MATCH_FIELDS: Final = (*Context._fields, *_LEAF_FIELDS)
+CONTEXT_FIELDS: Final = frozenset(Context._fields)
+TIME_WINDOW: Final = "time_window"
+"""In a match: a window of hours that the card names."""
+MATCH_FIELDS: Final = (*Context._fields, TIME_WINDOW, *_LEAF_FIELDS)
+WILD_FIELDS: Final = frozenset({"adapter", "region", "attribute"})
+"""What a match may ask to be there, whatever it is (`*`)."""
 
 ENUM_WORDS: Final[dict[str, frozenset[str]]] = {
     "direction": frozenset({"in", "out", "none"}),

@@ -33,6 +33,12 @@ class ServerSettings(DatabaseSettings):
     """What the server needs."""
 
     ledger_address: str = Field(min_length=3, description="host:port to listen on")
+    ledger_gap_limit_ms: int = Field(
+        default=300_000,
+        ge=100,
+        le=604_800_000,
+        description="how long a number of a producer's stream may be missing before it alarms",
+    )
 
 
 class WorkerSettings(DatabaseSettings):
@@ -52,3 +58,25 @@ class SignerSettings(DatabaseSettings, KeySettings):
     """What the signer needs."""
 
     health_address: str = Field(min_length=3, description="host:port of its health service")
+    witness_policy: Path | None = Field(
+        default=None, description="file of a C2SP tlog-policy: who must cosign a checkpoint"
+    )
+
+
+class RotateSettings(KeySettings):
+    """What putting a new signer key in the place of the old one needs."""
+
+    ledger_address: str = Field(min_length=3, description="host:port of the ledger's server")
+
+
+class TilesSettings(ServiceSettings):
+    """What publishing the logs as tiles needs."""
+
+    ledger_address: str = Field(min_length=3, description="host:port of the ledger's server")
+    tiles_url: str = Field(
+        min_length=8, description="where tiles are kept: file:///DIRECTORY or s3://BUCKET/PREFIX"
+    )
+    tiles_address: str = Field(min_length=3, description="host:port to serve them at over HTTP")
+    tiles_interval_ms: int = Field(
+        default=1_000, ge=50, le=3_600_000, description="how often new checkpoints are published"
+    )

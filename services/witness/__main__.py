@@ -10,35 +10,19 @@ import uvloop
 
 from kernel import errors, grpcs, keyfile, settings, telemetry, web
 from kernel.cosignature import CosignerKey
-from kernel.note import NoteError, SignerKey
+from kernel.note import NoteError
 from witness.app import KeyFileError, LogKeys, Witness, app_of
+from witness.keygen import ensure_key
 from witness.settings import WitnessSettings
 from witness.store import StoreError, open_store
 
 log = structlog.get_logger()
 
 
-def _key_of(config: WitnessSettings) -> SignerKey:
-    """Read the key, or make it when there is neither key nor memory."""
-    if not config.witness_key.exists():
-        if not config.witness_name:
-            raise keyfile.KeyFileError(
-                f"there is no key {config.witness_key}: bring it, or set TOLLBOOK_WITNESS_NAME to"
-                " have one made"
-            )
-        if config.witness_memory.exists():
-            raise keyfile.KeyFileError(
-                f"there is no key {config.witness_key}, but a memory {config.witness_memory}:"
-                " restore the key"
-            )
-        keyfile.write_private(config.witness_key, f"{SignerKey.generate(config.witness_name)}\n")
-    return keyfile.read_signer(config.witness_key)
-
-
 async def run(config: WitnessSettings) -> None:
     """Cosign until SIGTERM."""
     stopped = grpcs.stop_event()
-    key = _key_of(config)
+    key = ensure_key(config.witness_key, config.witness_name, config.witness_memory)
     keys = LogKeys(config.witness_logs)
     store = open_store(config.witness_memory)
     try:

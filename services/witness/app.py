@@ -18,11 +18,10 @@ from starlette.routing import Route
 
 from kernel.cosignature import CosignerKey, cosign
 from kernel.note import NoteError, SignerKey, VerifierKey
+from kernel.tlogwitness import MAX_REQUEST_BYTES, PATH, SIZE_TYPE
 from witness.protocol import (
     BAD_REQUEST,
     CONFLICT,
-    MAX_REQUEST_BYTES,
-    SIZE_TYPE,
     RefusedError,
     Seen,
     check,
@@ -120,7 +119,7 @@ def app_of(witness: Witness) -> Starlette:
 
     return Starlette(
         routes=[
-            Route("/add-checkpoint", add_checkpoint, methods=["POST"]),
+            Route(PATH, add_checkpoint, methods=["POST"]),
             Route("/", about, methods=["GET"]),
         ]
     )

@@ -8,14 +8,11 @@ Source: c2sp.org/tlog-witness.
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from kernel.merkle import HASH_BYTES, ProofError, verify_consistency
+from kernel.merkle import ProofError, verify_consistency
 from kernel.note import (
-    MAX_NOTE_BYTES,
     Checkpoint,
     NoteError,
     VerifierKey,
@@ -23,11 +20,7 @@ from kernel.note import (
     parse_checkpoint,
     split_note,
 )
-from kernel.tlogproof import parse_decimal
-
-MAX_PROOF_LINES: Final = 63
-MAX_REQUEST_BYTES: Final = MAX_NOTE_BYTES + 64 * 64
-SIZE_TYPE: Final = "text/x.tlog.size"
+from kernel.tlogwitness import SIZE_TYPE, Request, RequestError
 
 BAD_REQUEST: Final = 400
 FORBIDDEN: Final = 403
@@ -43,14 +36,6 @@ class Seen(NamedTuple):
     root: bytes
 
 
-class Request(NamedTuple):
-    """An add-checkpoint request."""
-
-    old_size: int
-    proof: Sequence[bytes]
-    note: bytes
-
-
 class RefusedError(Exception):
     """A request that is not cosigned: HTTP status, what to say, and its content type."""
 
@@ -61,34 +46,12 @@ class RefusedError(Exception):
         self.content_type = content_type
 
 
-def format_request(request: Request) -> bytes:
-    """The body of a request."""
-    lines = [f"old {request.old_size}"]
-    lines += [base64.b64encode(node).decode() for node in request.proof]
-    return ("\n".join(lines) + "\n\n").encode() + request.note
-
-
 def parse_request(body: bytes) -> Request:
     """Read a body. Errors: RefusedError(400)."""
-    head, separator, note = body.partition(b"\n\n")
-    if not separator:
-        raise RefusedError(BAD_REQUEST, "a request is lines, an empty line and a checkpoint\n")
-    lines = head.decode("utf-8", "replace").split("\n")
-    old_size = parse_decimal(lines[0].removeprefix("old "))
-    if not lines[0].startswith("old ") or old_size is None:
-        raise RefusedError(BAD_REQUEST, "the first line is `old SIZE`\n")
-    if len(lines) - 1 > MAX_PROOF_LINES:
-        raise RefusedError(BAD_REQUEST, f"a proof has at most {MAX_PROOF_LINES} lines\n")
-    proof: list[bytes] = []
-    for line in lines[1:]:
-        try:
-            node = base64.b64decode(line, validate=True)
-        except (binascii.Error, ValueError):
-            node = b""
-        if len(node) != HASH_BYTES:
-            raise RefusedError(BAD_REQUEST, "a line of the proof is a hash in base64\n")
-        proof.append(node)
-    return Request(old_size, proof, note)
+    try:
+        return Request.parse(body)
+    except RequestError as error:
+        raise RefusedError(BAD_REQUEST, f"{error}\n") from None
 
 
 def open_request(

@@ -13,7 +13,15 @@ from kernel.keyfile import KeyFileError, read_signer, write_private
 from kernel.note import SignerKey
 from kernel.placement import CONTROL_LOG, CUT_LOG, usage_log
 
-__all__ = ["KeyFileError", "ensure_keys", "log_names", "origin_of", "read_signer", "write_private"]
+__all__ = [
+    "KeyFileError",
+    "add_verifiers",
+    "ensure_keys",
+    "log_names",
+    "origin_of",
+    "read_signer",
+    "write_private",
+]
 
 
 def log_names(partitions: int) -> list[str]:
@@ -29,15 +37,21 @@ def origin_of(origin: str, log: str) -> str:
 def ensure_keys(path: Path, verifiers: Path, origin: str, logs: Iterable[str]) -> bool:
     """Make the signer key when there is none, and write the verifiers' file from it.
 
+    Keys that the file has already stay in it: they are those of earlier checkpoints.
     Gives whether a key was made. Errors: KeyFileError.
     """
     made = not path.exists()
     if made:
         write_private(path, f"{SignerKey.generate(origin)}\n")
-    key = read_signer(path)
-    lines = [str(key.named(origin_of(origin, log)).verifier) for log in logs]
-    text = "".join(f"{line}\n" for line in lines)
-    if not verifiers.exists() or verifiers.read_text() != text:
-        write_private(verifiers, text)
-        verifiers.chmod(0o644)
+    add_verifiers(verifiers, read_signer(path), origin, logs)
     return made
+
+
+def add_verifiers(verifiers: Path, key: SignerKey, origin: str, logs: Iterable[str]) -> None:
+    """Add a key's public lines, one a log, to the verifiers' file where they are not in it."""
+    known = verifiers.read_text().splitlines() if verifiers.exists() else []
+    lines = [str(key.named(origin_of(origin, log)).verifier) for log in logs]
+    fresh = [line for line in lines if line not in known]
+    if fresh:
+        write_private(verifiers, "".join(f"{line}\n" for line in [*known, *fresh]))
+        verifiers.chmod(0o644)

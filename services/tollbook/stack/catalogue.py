@@ -65,6 +65,14 @@ class Wiring:
         "TOLLBOOK_SIGNER_KEY",
         "TOLLBOOK_VERIFIER_KEYS",
         "TOLLBOOK_SPOOL_DIR",
+        "TOLLBOOK_TILES_URL",
+        "TOLLBOOK_TILES_ADDRESS",
+        "TOLLBOOK_WITNESS_POLICY",
+        "TOLLBOOK_WITNESS_KEY",
+        "TOLLBOOK_WITNESS_NAME",
+        "TOLLBOOK_WITNESS_MEMORY",
+        "TOLLBOOK_WITNESS_ADDRESS",
+        "TOLLBOOK_WITNESS_LOGS",
     )
 
     @classmethod
@@ -122,6 +130,9 @@ class Wiring:
             "TOLLBOOK_PRICING_ADDRESS": self.address("pricing-server"),
             "TOLLBOOK_INFERENCE_ADDRESS": self.address("inference"),
             "TOLLBOOK_VERIFIER_KEYS": str(self.home.root / "keys" / "verifiers"),
+            "TOLLBOOK_WITNESS_POLICY": str(self.home.root / "keys" / "witness-policy"),
+            "TOLLBOOK_TILES_URL": (self.home.root / "tiles").as_uri() + "/",
+            "TOLLBOOK_TILES_ADDRESS": self.address("ledger-tiles"),
         }
 
     def ledger_database(self) -> dict[str, str]:
@@ -137,6 +148,17 @@ class Wiring:
     def signer(self) -> dict[str, str]:
         """Where the log's private key is, for the signer alone."""
         return {"TOLLBOOK_SIGNER_KEY": str(self.home.root / "keys" / "signer.key")}
+
+    def witness(self) -> dict[str, str]:
+        """What the witness has; it shares the logs' public keys with the signer, and no more."""
+        folder = self.home.root / "witness"
+        return {
+            "TOLLBOOK_WITNESS_KEY": str(folder / "key"),
+            "TOLLBOOK_WITNESS_NAME": f"witness.local/{self.home.stack_id}",
+            "TOLLBOOK_WITNESS_MEMORY": str(folder / "memory.sqlite"),
+            "TOLLBOOK_WITNESS_ADDRESS": self.address("witness"),
+            "TOLLBOOK_WITNESS_LOGS": self.shared()["TOLLBOOK_VERIFIER_KEYS"],
+        }
 
     def client(self) -> dict[str, str]:
         """All of it, for an operator or a test that stands beside the services."""
@@ -236,15 +258,20 @@ class _Builder:
         needs: tuple[str, ...],
         uses: tuple[str, ...] = (),
         start_timeout_s: float = 60,
+        http: str = "",
     ) -> Process:
-        """A service of ours: kept running, asked through gRPC's health protocol."""
+        """A service of ours: kept running, asked through gRPC's health protocol, or at the path
+        that `http` names.
+        """
         address = self.wiring.address(name)
         return Process(
             name=name,
             command=_module(module),
             environment={**self.wiring.shared(), **settings},
             prepare=None,
-            probe=lambda: probes.grpc_serving(address),
+            probe=lambda: (
+                probes.http_ok(f"http://{address}{http}") if http else probes.grpc_serving(address)
+            ),
             address=address,
             needs=needs,
             uses=uses,
@@ -327,6 +354,7 @@ class _Builder:
             self.step(
                 "signer-key", "ledger.entrypoints.keygen", {**wiring.shared(), **wiring.signer()}
             ),
+            self.step("witness-key", "witness.keygen", {**wiring.shared(), **wiring.witness()}),
             self.service(
                 "ledger-server",
                 "ledger.entrypoints.server",
@@ -347,7 +375,19 @@ class _Builder:
                     **wiring.signer(),
                     "TOLLBOOK_HEALTH_ADDRESS": wiring.address("ledger-signer"),
                 },
-                ("ledger-schema", "signer-key"),
+                ("ledger-schema", "signer-key", "witness-key"),
+                uses=("witness",),
+            ),
+            self.service(
+                "witness", "witness", wiring.witness(), ("signer-key", "witness-key"), http="/"
+            ),
+            self.service(
+                "ledger-tiles",
+                "ledger.entrypoints.tiles",
+                {},
+                ("signer-key",),
+                uses=("ledger-server", "ledger-signer"),
+                http="/healthz",
             ),
             self.service(
                 "pricing-server",

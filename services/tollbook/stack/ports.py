@@ -31,6 +31,8 @@ OFFSETS = {
     "pricing-server": 7,
     "pricing-projector": 8,
     "inference": 9,
+    "ledger-tiles": 10,
+    "witness": 11,
 }
 
 

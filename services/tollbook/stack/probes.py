@@ -25,3 +25,13 @@ async def grpc_serving(address: str) -> None:
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
         raise StackError(f"its health is {name}")
+
+
+async def http_ok(url: str) -> None:
+    """Asks over HTTP; raises unless the answer is 200."""
+    import httpx
+
+    async with httpx.AsyncClient(timeout=_ANSWER_S, trust_env=False) as client:
+        answer = await client.get(url)
+    if answer.status_code != httpx.codes.OK:
+        raise StackError(f"{url} answers {answer.status_code}: {answer.text.strip()[:200]}")

@@ -48,9 +48,10 @@ def find() -> str:
     return found
 
 
-def run(program: str, log: Path, key_file: Path, timeout_s: float = 60) -> Verdict:
-    """Check the log in a directory; ends fsck as soon as it has said its verdict."""
-    command = [program, "-ui=false", f"-storage_url=file://{log}/", f"-public_key={key_file}"]
+def run(program: str, log: Path | str, key_file: Path, timeout_s: float = 60) -> Verdict:
+    """Check the log in a directory or at an URL; ends fsck as soon as it has said its verdict."""
+    url = log if isinstance(log, str) else f"file://{log}/"
+    command = [program, "-ui=false", f"-storage_url={url}", f"-public_key={key_file}"]
     command += ["-v", "2"]
     said: list[str] = []
     with subprocess.Popen(

@@ -15,8 +15,9 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from kernel import merkle
 from kernel.cosignature import CosignerKey, cosigners_of, with_lines
 from kernel.note import Checkpoint, SignerKey, sign_checkpoint
+from kernel.tlogwitness import Request
 from witness.app import LogKeys, Witness, app_of
-from witness.protocol import RefusedError, Request, format_request
+from witness.protocol import RefusedError
 from witness.store import Store, StoreError, open_store
 
 LOG = SignerKey("tollbook.test/usage-0", bytes(range(32)))
@@ -67,7 +68,7 @@ async def test_a_log_that_grows_is_cosigned(store: Store, tmp_path: Path) -> Non
     witness = witness_of(store, tmp_path)
     for old, size in ((0, 0), (0, 1), (1, 1), (1, 255), (255, 256), (256, 257), (257, 300)):
         request = TREE.request(old, size)
-        answer = await post(witness, format_request(request))
+        answer = await post(witness, request.to_bytes())
         assert answer.status_code == 200, answer.text
         note = with_lines(request.note, [answer.content])
         assert cosigners_of(note, [CosignerKey.of(KEY)]) == {CosignerKey.of(KEY): NOW_S}
@@ -76,7 +77,7 @@ async def test_a_log_that_grows_is_cosigned(store: Store, tmp_path: Path) -> Non
 
 async def test_what_is_not_cosigned_and_why(store: Store, tmp_path: Path) -> None:
     witness = witness_of(store, tmp_path)
-    assert (await post(witness, format_request(TREE.request(0, 100)))).status_code == 200
+    assert (await post(witness, TREE.request(0, 100).to_bytes())).status_code == 200
     stranger = SignerKey("tollbook.test/other", LOG.seed)
     forger = SignerKey(LOG.name, bytes(32))
     other = Tree(1, 300)
@@ -98,7 +99,7 @@ async def test_what_is_not_cosigned_and_why(store: Store, tmp_path: Path) -> Non
         (good._replace(proof=[bytes(32)] * 64), 400),
     ]
     for request, status in cases:
-        answer = await post(witness, format_request(request))
+        answer = await post(witness, request.to_bytes())
         assert answer.status_code == status, (request, answer.text)
         if status == 409:
             assert answer.headers["content-type"] == "text/x.tlog.size"
@@ -107,8 +108,8 @@ async def test_what_is_not_cosigned_and_why(store: Store, tmp_path: Path) -> Non
     for body in (b"", b"old 1", b"new 1\n\n" + good.note, b"old 01\n\n" + good.note):
         assert (await post(witness, body)).status_code == 400
     assert (await post(witness, b"old 100\nAAAA\n\n" + good.note)).status_code == 400
-    assert (await post(witness, format_request(good) + b"x" * 2_000_000)).status_code == 400
-    assert (await post(witness, format_request(good))).status_code == 200
+    assert (await post(witness, good.to_bytes() + b"x" * 2_000_000)).status_code == 400
+    assert (await post(witness, good.to_bytes())).status_code == 200
 
 
 async def test_a_rotated_key_is_one_more_line_without_a_restart(
@@ -117,9 +118,9 @@ async def test_a_rotated_key_is_one_more_line_without_a_restart(
     witness = witness_of(store, tmp_path)
     fresh = SignerKey(LOG.name, bytes([5]) * 32)
     request = TREE.request(0, 10)._replace(note=sign_checkpoint(TREE.checkpoint(10), fresh))
-    assert (await post(witness, format_request(request))).status_code == 403
+    assert (await post(witness, request.to_bytes())).status_code == 403
     (tmp_path / "logs").write_text(f"{LOG.verifier}\n{fresh.verifier}\n")
-    assert (await post(witness, format_request(request))).status_code == 200
+    assert (await post(witness, request.to_bytes())).status_code == 200
 
 
 def test_memory_outlives_the_process_and_has_one_user(tmp_path: Path) -> None:
@@ -127,13 +128,13 @@ def test_memory_outlives_the_process_and_has_one_user(tmp_path: Path) -> None:
     first = open_store(path)
     first.close()
     store = open_store(path)
-    witness_of(store, tmp_path).add_checkpoint(format_request(TREE.request(0, 7)))
+    witness_of(store, tmp_path).add_checkpoint(TREE.request(0, 7).to_bytes())
     with pytest.raises(StoreError, match="must not be made anew"):
         open_store(path)
     store.close()
     again = open_store(path)
     with pytest.raises(RefusedError) as refused:
-        witness_of(again, tmp_path).add_checkpoint(format_request(TREE.request(0, 8)))
+        witness_of(again, tmp_path).add_checkpoint(TREE.request(0, 8).to_bytes())
     assert (refused.value.status, refused.value.text) == (409, "7\n")
     again.close()
     path.write_bytes(b"not a database" * 100)
@@ -145,7 +146,7 @@ def test_an_old_size_that_moved_meanwhile_is_not_rolled_back(tmp_path: Path) -> 
     store = open_store(tmp_path / "memory")
     witness = witness_of(store, tmp_path)
     empty = store.seen(LOG.name)
-    witness.add_checkpoint(format_request(TREE.request(0, 9)))
+    witness.add_checkpoint(TREE.request(0, 9).to_bytes())
     late = TREE.checkpoint(5)
     assert not store.advance(LOG.name, empty, empty._replace(size=5, root=late.root), b"")
     assert store.seen(LOG.name).size == 9
@@ -177,7 +178,7 @@ class TwoFaces(RuleBasedStateMachine):
         if old > size:
             return
         try:
-            self.witness.add_checkpoint(format_request(self.trees[face].request(old, size)))
+            self.witness.add_checkpoint(self.trees[face].request(old, size).to_bytes())
         except RefusedError:
             return
         self.cosigned.append((face, size))

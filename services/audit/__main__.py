@@ -1,4 +1,4 @@
-"""`python -m audit EXPORT --key FILE [--json]`: the auditor without the rest of the command line.
+"""`python -m audit EXPORT --key FILE [--policy FILE] [--json]`: the auditor by itself.
 
 Exit 0 when everything agrees, 1 when something differs, 2 when the input
 cannot be used.
@@ -21,10 +21,10 @@ EXIT_DIFFERS: Final = 1
 EXIT_UNUSABLE: Final = 2
 
 
-def run(export: Path, key_file: Path, as_json: bool) -> int:
+def run(export: Path, key_file: Path, as_json: bool, policy_file: Path | None = None) -> int:
     """Audit and tell; gives the exit status."""
     try:
-        report = audit(export, key_file)
+        report = audit(export, key_file, policy_file)
     except UnusableError as error:
         if as_json:
             sys.stdout.write(json.dumps({"ok": False, "unusable": str(error)}) + "\n")
@@ -46,9 +46,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--key", type=Path, required=True, metavar="FILE", help="verifier keys, one a line"
     )
+    parser.add_argument(
+        "--policy", type=Path, metavar="FILE", help="who must have cosigned (C2SP tlog-policy)"
+    )
     parser.add_argument("--json", action="store_true", help="for programs")
     given = parser.parse_args(arguments)
-    return run(given.export, given.key, given.json)
+    return run(given.export, given.key, given.json, given.policy)
 
 
 if __name__ == "__main__":

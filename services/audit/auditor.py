@@ -15,15 +15,17 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
-from audit import balances, conservation, cuts, layout, once, served
+from audit import balances, conservation, cuts, layout, once, rotations, served
 from audit.cuts import CutAt, LogSeen
 from audit.findings import Finding, UnusableError
-from audit.keys import Keys, Opened, open_log, read_keys
+from audit.keys import Keys, Opened, check_cosigned, open_log, read_keys
 from audit.layout import Export
 from audit.log_check import LogResult, check_log
 from audit.report import AccountLine, CutLine, Report
+from kernel import tlogpolicy
 from kernel.note import Checkpoint
 from kernel.placement import CONTROL_LOG, CUT_LOG, partition_of_log
+from kernel.tlogpolicy import Policy, PolicyError
 from pricing.domain import books
 from pricing.domain.replay import Replay
 from pricing.domain.state import Totals
@@ -33,11 +35,18 @@ _WORTH_PROCESSES_ENTRIES: Final = 100_000
 _MAX_PROCESSES: Final = 16
 
 
-def audit(export_root: Path, key_file: Path) -> Report:
-    """Audit an export. Errors: UnusableError when there is nothing that could be audited."""
+def audit(export_root: Path, key_file: Path, policy_file: Path | None = None) -> Report:
+    """Audit an export; with a policy, every checkpoint must be cosigned as it says.
+
+    Errors: UnusableError when there is nothing that could be audited.
+    """
     started = time.monotonic()
     keys = read_keys(key_file)
-    run = _Audit(Export(export_root), keys)
+    try:
+        policy = None if policy_file is None else tlogpolicy.read(policy_file)
+    except PolicyError as error:
+        raise UnusableError(f"the policy cannot be used: {error}") from None
+    run = _Audit(Export(export_root), keys, policy)
     run.all()
     run.report.seconds = time.monotonic() - started
     return run.report
@@ -46,10 +55,11 @@ def audit(export_root: Path, key_file: Path) -> Report:
 class _Audit:
     """One audit under way."""
 
-    def __init__(self, export: Export, keys: Keys) -> None:
+    def __init__(self, export: Export, keys: Keys, policy: Policy | None) -> None:
         self.report = Report()
         self._export = export
         self._keys = keys
+        self._policy = policy
         self._checkpoints: dict[str, Checkpoint] = {}
         self._results: dict[str, LogResult] = {}
         self._cuts: list[CutAt] = []
@@ -71,11 +81,18 @@ class _Audit:
         for name in _NEEDED:
             if name not in names:
                 self.report.findings.add(Finding(name, "the log is not in the export"))
-        opened = {name: open_log(self._export.log(name), self._keys) for name in names}
+        followed = rotations.follow_keys(self._export, self._keys)
+        opened = {name: open_log(self._export.log(name), followed.keys) for name in names}
         self._refuse_wrong_keys(opened)
         for name, log in opened.items():
             if log.problem is not None:
                 self.report.findings.add(log.problem)
+            elif self._policy is not None:
+                alone = check_cosigned(self._export.log(name), self._policy)
+                self.report.findings.extend([] if alone is None else [alone])
+            wrong, note = rotations.check(name, log, followed.chains)
+            self.report.findings.extend([] if wrong is None else [wrong])
+            self.report.notes += [note] if note else []
             if log.checkpoint is not None:
                 self._checkpoints[name] = log.checkpoint
             elif log.unverified is not None:
@@ -86,6 +103,7 @@ class _Audit:
             self.report.findings.add(
                 Finding("checkpoints", f"they are of several systems: {', '.join(sorted(origins))}")
             )
+        self.report.notes += rotations.notes(followed.chains)
         self.report.notes += [
             f"{layout.LOGS_DIR}/{name} is no log and was not looked at"
             for name in self._export.strangers()

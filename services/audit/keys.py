@@ -2,7 +2,8 @@
 
 One line a key, `NAME+ID+BASE64` as C2SP writes verifier keys; the name is the
 log's origin, and its last part is the log's name. Several keys may have one
-name (a rotated key): any of them will do. Empty lines and `#` lines are passed
+name: any of them will do. Keys that came later are found by the control log
+(rotations.py). Empty lines and `#` lines are passed
 over.
 """
 
@@ -14,6 +15,7 @@ from typing import Final, NamedTuple
 
 from audit.findings import Finding, UnusableError
 from audit.layout import LogFiles
+from kernel.cosignature import cosigners_of
 from kernel.note import (
     Checkpoint,
     NoteError,
@@ -22,6 +24,7 @@ from kernel.note import (
     parse_checkpoint,
     split_note,
 )
+from kernel.tlogpolicy import Policy
 
 _MAX_KEY_FILE_BYTES: Final = 4 * 1024 * 1024
 Keys = Mapping[str, Sequence[VerifierKey]]
@@ -65,6 +68,21 @@ class Opened(NamedTuple):
     checkpoint: Checkpoint | None
     unverified: Checkpoint | None
     problem: Finding | None
+    key: VerifierKey | None = None
+    """The key that the checkpoint was verified by."""
+
+
+def check_cosigned(files: LogFiles, policy: Policy) -> Finding | None:
+    """Whether enough witnesses cosigned a log's checkpoint."""
+    place = f"{files.log} checkpoint"
+    try:
+        cosigners = cosigners_of(files.checkpoint() or b"", policy.keys)
+    except NoteError as error:
+        return Finding(place, str(error))
+    if policy.is_met(cosigners.keys()):
+        return None
+    names = ", ".join(sorted(key.name for key in cosigners)) or "none of the policy's witnesses"
+    return Finding(place, f"not enough witnesses cosigned it for the policy: {names} did")
 
 
 def open_log(files: LogFiles, keys: Keys) -> Opened:
@@ -90,7 +108,7 @@ def open_log(files: LogFiles, keys: Keys) -> Opened:
     problem = ""
     for key in candidates:
         try:
-            return Opened(open_checkpoint(data, key), claimed, None)
+            return Opened(open_checkpoint(data, key), claimed, None, key)
         except NoteError as error:
             problem = str(error)
     return Opened(None, claimed, Finding(place, problem))

@@ -26,7 +26,7 @@ from kernel.placement import CONTROL_LOG
 from ledger.adapters.cosigning import Cosigners
 from ledger.adapters.keys import origin_of, write_private
 from ledger.adapters.nodes import NodeReader
-from ledger.adapters.rotation import rotation_of
+from ledger.domain.rotation import rotation_of
 from ledger.adapters.store import BrokenLogError, read_leaves
 
 log = structlog.get_logger()

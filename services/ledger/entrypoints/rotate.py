@@ -24,7 +24,7 @@ from kernel.keyfile import KeyFileError, read_signer, sync_folder, write_private
 from kernel.note import SignerKey
 from kernel.placement import CONTROL_LOG
 from ledger.adapters.keys import add_verifiers, log_names
-from ledger.adapters.rotation import record_of
+from ledger.domain.rotation import record_of
 from ledger.settings import RotateSettings
 from tollbook.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 

@@ -18,11 +18,16 @@ from audit.__main__ import run
     required=True,
     help="Verifier keys, one a line, from a place you trust.",
 )
+@click.option(
+    "--policy",
+    type=click.Path(path_type=Path),
+    help="Who must have cosigned every checkpoint (C2SP tlog-policy).",
+)
 @click.option("--json", "as_json", is_flag=True, help="For programs.")
-def audit(export: Path, key: Path, as_json: bool) -> None:
+def audit(export: Path, key: Path, policy: Path | None, as_json: bool) -> None:
     """Recompute every tree, charge and balance of EXPORT.
 
     Exit 0 when all agrees, 1 when something differs (the first difference is
     named), 2 when the input cannot be used.
     """
-    sys.exit(run(export, key, as_json))
+    sys.exit(run(export, key, as_json, policy))

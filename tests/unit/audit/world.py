@@ -14,9 +14,12 @@ from google.protobuf import json_format
 from kernel import leaf as leaves
 from kernel import merkle
 from kernel.clock import timestamp_of
+from kernel.cosignature import cosign, with_lines
+from kernel.keychain import rotate
 from kernel.note import Checkpoint, SignerKey, sign_checkpoint
 from kernel.tilebuilder import CHECKPOINT_PATH, TileBuilder
 from ledger.domain.admission import ACCEPTED, Admission
+from ledger.domain.rotation import record_of
 from pricing.domain import books
 from pricing.domain.card import content_hash
 from pricing.domain.card_yaml import parse_card
@@ -144,6 +147,10 @@ class World:
         self.cuts: list[bytes] = []
         self.asides: dict[str, bytes] = {}
         self.served: pricing_pb2.ListBalancesResponse | None = None
+        self.signer = SIGNER
+        self.signers: dict[str, SignerKey] = {}
+        """Of logs that another than `signer` signed."""
+        self.witnesses: list[SignerKey] = []
 
     # The ledger -------------------------------------------------------------
 
@@ -162,6 +169,14 @@ class World:
         """Append control records."""
         for record in records:
             self.append(self.control, record)
+
+    def rotate(self, new: SignerKey, by: SignerKey | None = None) -> None:
+        """Let the signer take another key; `by` signs the record in the old one's place."""
+        found = rotate(ORIGIN, self.signer, new)
+        if by is not None:
+            found = found._replace(old_signature=rotate(ORIGIN, by, new).old_signature)
+        self.change(record_of(found, "signer", T0_US))
+        self.signer = new
 
     def take(self, name: str, *values: bytes) -> None:
         """Let a usage log's worker commit a batch, pinned to the control log as it is now."""
@@ -270,7 +285,8 @@ class World:
         """Write the export and the auditor's key file; gives both paths."""
         export = root / "export"
         for name, entries in self.entries().items():
-            write_log(export / "logs" / name, name, entries)
+            signer = self.signers.get(name, self.signer)
+            write_log(export / "logs" / name, name, entries, signer, self.witnesses)
         for digest, data in self.asides.items():
             put_file(export / "aside" / digest, data)
         if self.served is not None:
@@ -288,7 +304,13 @@ def put_file(path: Path, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def write_log(directory: Path, name: str, entries: list[bytes]) -> None:
+def write_log(
+    directory: Path,
+    name: str,
+    entries: list[bytes],
+    signer: SignerKey = SIGNER,
+    witnesses: Iterable[SignerKey] = (),
+) -> None:
     """Write a log's signed tiles directory."""
     builder = TileBuilder()
     for entry in entries:
@@ -297,7 +319,8 @@ def write_log(directory: Path, name: str, entries: list[bytes]) -> None:
     for path, data in builder.partial():
         put_file(directory / path, data)
     checkpoint = Checkpoint(f"{ORIGIN}/{name}", len(entries), builder.root())
-    note = sign_checkpoint(checkpoint, SIGNER.named(checkpoint.origin))
+    note = sign_checkpoint(checkpoint, signer.named(checkpoint.origin))
+    note = with_lines(note, [cosign(checkpoint.text(), key, T0_US // 10**6) for key in witnesses])
     put_file(directory / CHECKPOINT_PATH, note)
 
 

@@ -12,11 +12,13 @@ from kernel.leaf import Leaf
 from tollbook.pricing.v1 import control_pb2
 
 _CHANGE: Final = "signer_key_changed"
+_TAG: Final = b"\xf2\x01"
+"""How the field of such a change begins; a record without these bytes need not be parsed."""
 
 
 def rotation_of(leaf: Leaf) -> Rotation | None:
     """The rotation that a control record speaks of; None when it is another record."""
-    if leaf.aside:
+    if leaf.aside or _TAG not in leaf.value:
         return None
     try:
         record = control_pb2.ControlRecord.FromString(leaf.value)

@@ -241,6 +241,8 @@ async def _serve(probe: Probe) -> None:
 
 async def _stop(probe: Probe) -> None:
     await probe.engine.start()
+    (core,) = psutil.Process().children()
+    core.send_signal(signal.SIGSTOP)
     await probe.engine.stop()
     _say({"left": len(psutil.Process().children())})
 

@@ -185,7 +185,7 @@ def test_the_core_dies_with_its_parent(home: Path) -> None:
     assert _gone(core, 10)
 
 
-def test_a_stop_leaves_no_process(home: Path) -> None:
+def test_a_stop_leaves_no_process_also_when_the_core_does_not_answer(home: Path) -> None:
     process = _start("stop", home)
     assert _lines(process) == [{"left": 0}]
     assert process.wait(60) == 0

@@ -19,6 +19,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import multiprocessing
 from collections.abc import AsyncIterator
 from typing import Any, Final
 
@@ -36,6 +37,7 @@ log = structlog.get_logger()
 WARM_UP_PROMPT_TOKENS: Final = 64
 WARM_UP_OUTPUT_TOKENS: Final = 4
 _STOP_S: Final = 2.0
+_KILLED_S: Final = 10.0
 
 _FINISH_REASONS: Final = {
     "stop": usage.FINISH_REASON_STOP,
@@ -130,7 +132,14 @@ class VllmEngine:
         # Else it reports the core's end, which is meant, as an error.
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()
-        await asyncio.to_thread(self._llm.shutdown, timeout=_STOP_S)
+        await asyncio.to_thread(self._end_core)
+
+    def _end_core(self) -> None:
+        """End the core's process and see it gone: vLLM kills a slow one and does not wait."""
+        cores = multiprocessing.active_children()
+        self._llm.shutdown(timeout=_STOP_S)
+        for core in cores:
+            core.join(_KILLED_S)
 
     def capabilities(self) -> port.Capabilities:
         """See engine.Engine.capabilities."""

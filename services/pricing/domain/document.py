@@ -74,34 +74,58 @@ class Node:
         return pair[1] if pair else None
 
 
-def _convert(node: yaml.Node, depth: int, problems: list[Problem]) -> Node:
+def _convert(node: yaml.Node, problems: list[Problem]) -> Node:
     line, column = node.start_mark.line + 1, node.start_mark.column + 1
-    if depth > _MAX_DEPTH:
-        problems.append(Problem(line, column, f"nested deeper than {_MAX_DEPTH} levels"))
-        return Node(line, column, "")
     if isinstance(node, yaml.ScalarNode):
         return Node(line, column, str(node.value))
     if isinstance(node, yaml.SequenceNode):
-        return Node(line, column, [_convert(item, depth + 1, problems) for item in node.value])
+        return Node(line, column, [_convert(item, problems) for item in node.value])
     fields: dict[str, tuple[Node, Node]] = {}
     for key_node, value_node in node.value:
-        key = _convert(key_node, depth + 1, problems)
+        key = _convert(key_node, problems)
         if key.text is None:
             problems.append(key.problem("a name must be plain text"))
             continue
         if key.text in fields:
             problems.append(key.problem(f"{key.text!r} stands twice here; keep one"))
             continue
-        fields[key.text] = (key, _convert(value_node, depth + 1, problems))
+        fields[key.text] = (key, _convert(value_node, problems))
     return Node(line, column, fields)
 
 
-def _aliases(text: str) -> Iterator[Problem]:
-    for event in yaml.parse(text, Loader=yaml.SafeLoader):
+def _unfit(text: str, loader: type) -> Iterator[Problem]:
+    """What must be refused before composing, seen in the stream of events alone."""
+    depth = 0
+    for event in yaml.parse(text, Loader=loader):
+        mark = event.start_mark
+        line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
         if isinstance(event, yaml.AliasEvent):
-            mark = event.start_mark
-            line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
+            # A few lines of them can stand for gigabytes.
             yield Problem(line, column, "aliases (*name) are not read; write the value out")
+        elif isinstance(event, yaml.CollectionStartEvent):
+            depth += 1
+            if depth > _MAX_DEPTH:
+                # Composing goes as deep as the text does; at some depth that ends the process.
+                yield Problem(line, column, f"nested deeper than {_MAX_DEPTH} levels")
+                return
+        elif isinstance(event, yaml.CollectionEndEvent):
+            depth -= 1
+
+
+def _composed(text: str) -> yaml.Node | None:
+    """The document's nodes. Errors: DocumentError, yaml.YAMLError."""
+    # The parser in C is eight times quicker, which a card of a thousand lines feels; what it
+    # does not like is read again by the one in Python, whose word on it counts.
+    for loader in (getattr(yaml, "CSafeLoader", yaml.SafeLoader), yaml.SafeLoader):
+        try:
+            problems = list(_unfit(text, loader))
+            if problems:
+                raise DocumentError(problems)
+            return yaml.compose(text, Loader=loader)
+        except (yaml.YAMLError, UnicodeEncodeError):
+            if loader is yaml.SafeLoader:
+                raise
+    raise AssertionError("the last loader answers or raises")
 
 
 def parse_document(text: str) -> Node:
@@ -109,11 +133,7 @@ def parse_document(text: str) -> Node:
     if len(text.encode("utf-8", "surrogatepass")) > MAX_DOCUMENT_BYTES:
         raise DocumentError([Problem(1, 1, f"longer than {MAX_DOCUMENT_BYTES} bytes")])
     try:
-        # Aliases are refused before composing: a few lines of them can stand for gigabytes.
-        problems = list(_aliases(text))
-        if problems:
-            raise DocumentError(problems)
-        root = yaml.compose(text, Loader=yaml.SafeLoader)
+        root = _composed(text)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line, column = (mark.line + 1, mark.column + 1) if mark else (1, 1)
@@ -122,7 +142,8 @@ def parse_document(text: str) -> Node:
         raise DocumentError([Problem(1, 1, f"not YAML: {str(error)[:200]}")]) from None
     if root is None:
         raise DocumentError([Problem(1, 1, "the document is empty")])
-    node = _convert(root, 0, problems)
+    problems: list[Problem] = []
+    node = _convert(root, problems)
     if problems:
         raise DocumentError(problems)
     return node

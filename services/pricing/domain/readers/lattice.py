@@ -88,7 +88,7 @@ def take(
         raise UsageReadError(
             field,
             NEGATIVE_LEAF,
-            f"{amount} is {left} more than the whole that it is a part of has left",
+            f"{amount} tokens are {left} more than there are left of the whole",
         )
     return taken
 

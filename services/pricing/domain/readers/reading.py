@@ -34,6 +34,7 @@ class UsageReadError(ValueError):
         super().__init__(f"{field}: {message}" if field else message)
         self.field = field
         self.reason = reason
+        self.message = message
 
 
 class UsageReading(NamedTuple):

@@ -22,6 +22,7 @@ import psutil
 
 BENCHES: Final = {
     "ledger": "Kafka to durable log, events/s and latency, beside plain COPY",
+    "reading": "the log to its readers, gRPC and Arrow, beside COPY TO STDOUT",
     "inference": "metering in process, tokens/s and latency, beside bare AsyncLLM",
     "rating": "log leaves to charges on one core, beside a plain loop of decimals",
     "path": "answer to balance, and tokens/s through gRPC beside the engine alone",

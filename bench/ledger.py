@@ -305,7 +305,7 @@ async def latency(stack: Stack, rate: int, seconds: float) -> dict[str, Any]:
     seen: dict[int, list[tuple[int, float]]] = {}
     try:
         async with workers(on, 1):
-            await _wait_owned(db)
+            await wait_owned(db)
             producing = asyncio.create_task(
                 usage_load.trickle(
                     stack.address("kafka"), on.topic, PARTITIONS, rate, seconds, seed=rate
@@ -325,7 +325,7 @@ async def latency(stack: Stack, rate: int, seconds: float) -> dict[str, Any]:
     return {"rate_per_s": rate, "events": len(waits), "ms": usage_load.percentiles(waits)}
 
 
-async def _wait_owned(db: Any) -> None:
+async def wait_owned(db: Any) -> None:
     deadline = time.perf_counter() + 60
     while await db.fetchval(
         "SELECT count(*) < $1 FROM ledger.log_head WHERE log_id >= 100 AND owner <> ''", PARTITIONS

@@ -328,13 +328,19 @@ class Server:
 
     async def set_ready(self, ready: bool) -> None:
         """Say through the health service whether callers may come."""
+        for name in ("", *self._names):
+            await self.set_health(name, ready)
+
+    async def set_health(self, name: str, good: bool) -> None:
+        """Say how something stands that has a name of its own in the health service and that
+        callers need not wait for.
+        """
         status = (
             health_pb2.HealthCheckResponse.SERVING
-            if ready
+            if good
             else health_pb2.HealthCheckResponse.NOT_SERVING
         )
-        for name in ("", *self._names):
-            await self._health.set(name, status)
+        await self._health.set(name, status)
 
     async def stop(self, drain_ms: int = DRAIN_MS) -> None:
         """Refuse new calls, let those under way end, cut them off after `drain_ms`."""

@@ -1,4 +1,4 @@
-"""Logs and traces: structlog JSON on stderr, OpenTelemetry when an exporter is set.
+"""Logs, traces, metrics: structlog JSON on stderr, OpenTelemetry when an exporter is set.
 
 One trace id goes from the caller's request over Kafka headers and the usage
 record's envelope to the posting. Nothing is exported unless the standard
@@ -95,6 +95,27 @@ def configure_tracing(service: str) -> None:
 
         provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
+
+
+def configure_metrics(service: str) -> None:
+    """Install the meter provider when an endpoint is set; without one nothing is counted."""
+    if not (
+        os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        or os.environ.get("OTEL_EXPORTER_OTLP_METRICS_ENDPOINT")
+    ):
+        return
+    # Imported only when wanted, as for traces.
+    from opentelemetry import metrics
+    from opentelemetry.exporter.otlp.proto.grpc.metric_exporter import OTLPMetricExporter
+    from opentelemetry.sdk.metrics import MeterProvider
+    from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
+
+    metrics.set_meter_provider(
+        MeterProvider(
+            [PeriodicExportingMetricReader(OTLPMetricExporter())],
+            Resource.create({SERVICE_NAME: service}),
+        )
+    )
 
 
 def configure(service: str, level: str = "INFO") -> None:

@@ -6,48 +6,76 @@ import asyncio
 from collections.abc import AsyncIterator, Mapping
 from typing import Any, Final
 
+import grpc
 import grpc.aio
+from google.protobuf.message import Message
 
 from kernel import leaf as leaf_format
 from kernel import merkle
 from kernel.errors import (
     FailedPrecondition,
-    InvalidArgument,
     NotFound,
     OutOfRange,
     Unavailable,
 )
 from kernel.placement import partition_of_log
-from kernel.tiles import TILE_WIDTH
-from ledger.adapters import database, store
+from ledger.adapters import database, overview, store
 from ledger.adapters.appender import Appender
+from ledger.adapters.errors import away
 from ledger.adapters.feed import Feed, LogView
 from ledger.adapters.keys import origin_of
+from ledger.adapters.leaves import LeafReader
 from ledger.adapters.nodes import NodeReader
+from ledger.adapters.reading import EventReader
 from ledger.domain.appending import Wanted
 from tollbook.ledger.v1 import ledger_pb2 as pb
 from tollbook.ledger.v1 import ledger_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
-_DEFAULT_BATCH: Final = 2_000
-_MAX_RESPONSE_BYTES: Final = 4 * 1024 * 1024
-_MAX_CHUNKS: Final = 256
+SERVICE: Final = "tollbook.ledger.v1.LedgerService"
+
 _SIGNING_RETRY_MS: Final = 100
 _MAX_WAIT_S: Final = 3_600.0
+
+
+def _as_bytes(answer: Any, request: type[Message]) -> Any:
+    """A streaming method whose answers are serialized already."""
+    return grpc.unary_stream_rpc_method_handler(
+        answer, request_deserializer=request.FromString, response_serializer=bytes
+    )
 
 
 class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
     """Answers each call from the feed, the tables and the appenders."""
 
     def __init__(
-        self, pool: Any, feed: Feed, appenders: Mapping[str, Appender], origin: str
+        self,
+        pool: Any,
+        feed: Feed,
+        appenders: Mapping[str, Appender],
+        origin: str,
+        gap_limit_ms: int,
     ) -> None:
         self._pool = pool
         self._feed = feed
         self._appenders = appenders
         self._origin = origin
+        self._gap_limit_ms = gap_limit_ms
         self._nodes = NodeReader(pool)
+        self._reader = EventReader(feed, LeafReader(pool), self._view)
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Have a server give these answers."""
+        ledger_pb2_grpc.add_LedgerServiceServicer_to_server(self, server)
+        # Afterwards, so that they stand in the place of the generated ones, which take messages.
+        server.add_registered_method_handlers(
+            SERVICE,
+            {
+                "ReadEvents": _as_bytes(self.ReadEvents, pb.ReadEventsRequest),
+                "ReadArrow": _as_bytes(self.ReadArrow, pb.ReadArrowRequest),
+            },
+        )
 
     async def _view(self, name: str, at_least: int = 0) -> LogView:
         """A log's view; read anew when what is asked for may have come since."""
@@ -60,7 +88,7 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
         try:
             await self._feed.refresh()
         except database.AWAY:
-            raise _away() from None
+            raise away() from None
         return self._feed.view(name)
 
     async def Append(  # noqa: N802 - the contract's name
@@ -91,7 +119,7 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
                 view.log_id, lambda read: merkle.inclusion_proof(placed.position, size, read)
             )
         except database.AWAY:
-            raise _away() from None
+            raise away() from None
         return pb.AppendResponse(
             position=placed.position,
             size=size,
@@ -100,71 +128,19 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
             replayed=placed.replayed,
         )
 
-    async def ReadEvents(  # noqa: N802 - the contract's name
+    def ReadEvents(  # type: ignore[override]  # noqa: N802 - the contract's name
         self, request: pb.ReadEventsRequest, context: Context
-    ) -> AsyncIterator[pb.ReadEventsResponse]:
-        """Stream entries in order; a message never spans a pin."""
+    ) -> AsyncIterator[bytes]:
+        """Stream entries, as serialized ReadEventsResponses."""
         del context
-        name, position = request.log, request.from_position
-        view = await self._view(name, position)
-        if position > view.size:
-            raise OutOfRange(
-                f"log {name!r} has {view.size} entries; position {position} is beyond them",
-                reason="BEYOND_THE_LOG",
-                metadata={"log": name, "size": str(view.size)},
-            )
-        if request.to_position and request.to_position < position:
-            raise InvalidArgument(
-                f"to_position {request.to_position} is before from_position {position}",
-                reason="INVALID_RANGE",
-            )
-        if not request.follow:
-            # "The log's size as of the call" means what is committed now, not what the feed saw.
-            view = await self._view(name, max(request.to_position, view.size + 1))
-        end = request.to_position or (None if request.follow else view.size)
-        if not request.follow and end is not None and end > view.size:
-            end = view.size
-        batch = request.max_batch or _DEFAULT_BATCH
-        while end is None or position < end:
-            changed = self._feed.waiter()
-            view = self._feed.view(name)
-            available = view.size if end is None else min(view.size, end)
-            if position >= available:
-                await changed.wait()
-                continue
-            control_size, pin_end = view.pin_at(position)
-            leaves = await self._leaves(view, position, min(available, pin_end, position + batch))
-            yield pb.ReadEventsResponse(
-                first_position=position,
-                leaves=leaves,
-                control_size=control_size,
-                log_size=view.size,
-            )
-            position += len(leaves)
+        return self._reader.read_events(request)
 
-    async def _leaves(self, view: LogView, first: int, end: int) -> list[bytes]:
-        """Leaves from `first` on, up to `end` or the size of a message."""
-        try:
-            rows = await self._pool.fetch(
-                "SELECT first_position, entries, leaves FROM log_chunk WHERE log_id = $1"
-                " AND first_position >= $2 AND first_position < $3 ORDER BY first_position"
-                " LIMIT $4",
-                view.log_id,
-                first // TILE_WIDTH * TILE_WIDTH,
-                end,
-                _MAX_CHUNKS + TILE_WIDTH,
-            )
-        except database.AWAY:
-            raise _away() from None
-        if rows:
-            end = min(end, rows[-1]["first_position"] + rows[-1]["entries"])
-        leaves = store.cut_leaves(view.log_id, rows, first, end)
-        size = 0
-        for count, leaf in enumerate(leaves):
-            size += len(leaf)
-            if size > _MAX_RESPONSE_BYTES and count:
-                return leaves[:count]
-        return leaves
+    def ReadArrow(  # type: ignore[override]  # noqa: N802 - the contract's name
+        self, request: pb.ReadArrowRequest, context: Context
+    ) -> AsyncIterator[bytes]:
+        """Stream entries as Arrow, as serialized ReadArrowResponses."""
+        del context
+        return self._reader.read_arrow(request)
 
     async def GetEntry(  # noqa: N802 - the contract's name
         self, request: pb.GetEntryRequest, context: Context
@@ -185,7 +161,7 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
                     request.position,
                 )
         except database.AWAY:
-            raise _away() from None
+            raise away() from None
         control_size, _ = view.pin_at(request.position)
         return pb.GetEntryResponse(leaf=leaves[0], control_size=control_size, aside=aside)
 
@@ -253,7 +229,7 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
                 "SELECT note FROM checkpoint WHERE log_id = $1 AND size = $2", view.log_id, size
             )
         except database.AWAY:
-            raise _away() from None
+            raise away() from None
         return pb.GetInclusionProofResponse(
             tree_size=size,
             leaf_hash=merkle.leaf_hash(leaves[0]),
@@ -303,7 +279,7 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
                 ),
             )
         except database.AWAY:
-            raise _away() from None
+            raise away() from None
         return pb.GetConsistencyProofResponse(
             second_size=second, proof=proof, first_root=first_root, second_root=second_root
         )
@@ -316,8 +292,29 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
         try:
             await self._feed.refresh()
         except database.AWAY:
-            raise _away() from None
+            raise away() from None
         return pb.ListLogsResponse(logs=[self._state(view) for view in self._feed.views()])
+
+    async def ListPartitions(  # noqa: N802 - the contract's name
+        self, request: pb.ListPartitionsRequest, context: Context
+    ) -> pb.ListPartitionsResponse:
+        """Who works on each usage log."""
+        del request, context
+        try:
+            return await overview.partitions(self._pool)
+        except database.AWAY:
+            raise away() from None
+
+    async def ListStreams(  # noqa: N802 - the contract's name
+        self, request: pb.ListStreamsRequest, context: Context
+    ) -> pb.ListStreamsResponse:
+        """What came of producers' streams, and what is missing."""
+        del context
+        log_id = (await self._view(request.log)).log_id if request.log else None
+        try:
+            return await overview.streams(self._pool, request, log_id, self._gap_limit_ms)
+        except database.AWAY:
+            raise away() from None
 
     def _state(self, view: LogView) -> pb.LogState:
         is_usage = partition_of_log(view.name) is not None
@@ -348,7 +345,3 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
                 )
             ],
         )
-
-
-def _away() -> Unavailable:
-    return Unavailable("the ledger's database is away", reason="DATABASE_AWAY", retry_after_ms=500)

@@ -149,6 +149,9 @@ class Appender:
             )
             plan = plan_append(self._name, tree, wanted, known, self._clock.now_us() // 1000)
             if plan.batch is not None:
+                if plan.batch.size > head.opened_to:
+                    opened_to = await store.open_segments(db, head.log_id, plan.batch.size)
+                    self._head = head = head._replace(opened_to=opened_to)
                 await store.write_append(db, head, plan.batch, plan.keys, _LEASE_MS)
                 self._grew(self._name)
         return plan.answers

@@ -22,6 +22,7 @@ class HeldLog:
         self.head = head
         self._pool = pool
         self._lease_ms = lease_ms
+        self._opened_to = head.opened_to
 
     async def last_leaf(self) -> bytes | None:
         """The leaf that the log ends with. Errors: BrokenLogError."""
@@ -58,6 +59,8 @@ class HeldLog:
     async def write(self, batch: Batch) -> int:
         """Commit a batch; gives its pin. Errors: FencedError."""
         async with self._pool.acquire() as db:
+            if batch.size > self._opened_to:
+                self._opened_to = await store.open_segments(db, self.head.log_id, batch.size)
             pin = await store.write_usage(db, self.head, batch, self._lease_ms)
             if batch.sealed is not None:
                 await store.save_run(db, self.head.log_id, batch.sealed)

@@ -71,7 +71,8 @@ class PartitionWriter:
         self.head = head
         self.size = head.size
         self.next_offset = head.next_offset
-        self.high_watermark = head.next_offset
+        self.high_watermark: int | None = None
+        """The offset after the partition's last record, once a fetch told."""
         self._log = held
         self._source = source
         self._batch_records = batch_records

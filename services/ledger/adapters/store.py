@@ -47,13 +47,15 @@ class Head(NamedTuple):
     size: int
     root: bytes
     frontier: bytes
+    opened_to: int = 0
+    """Positions below it have a segment to go to."""
 
 
 _TAKE = """
 UPDATE log_head SET epoch = epoch + 1, owner = $2,
     lease_until = now() + $3::bigint * interval '1 millisecond'
 WHERE log_id = $1 AND (owner = $2 OR lease_until < now())
-RETURNING log_id, name, topic_id, epoch, next_offset, size, root, frontier
+RETURNING log_id, name, topic_id, epoch, next_offset, size, root, frontier, opened_to
 """
 
 _WRITE = """
@@ -123,6 +125,12 @@ async def open_log(db: Any, name: str) -> int:
     """Number of a log, which is made when it is not there."""
     found: int = await db.fetchval("SELECT open_log($1)", name)
     return found
+
+
+async def open_segments(db: Any, log_id: int, end: int) -> int:
+    """Have a segment for every position below `end`, and one more; gives how far they reach."""
+    reached: int = await db.fetchval("SELECT open_segments($1, $2)", log_id, end)
+    return reached
 
 
 async def take_over(db: Any, log_id: int, owner: str, lease_ms: int) -> Head | None:
@@ -233,22 +241,9 @@ async def load_tree(db: Any, head: Head) -> TreeBuilder:
     Errors: BrokenLogError when it does not give the head's own root.
     """
     size = head.size
-    partial: list[list[bytes]] = []
     first = size // TILE_WIDTH * TILE_WIDTH
     leaves = await read_leaves(db, head.log_id, first, size)
-    partial.append([leaf_hash(leaf) for leaf in leaves])
-    level, nodes = 1, size // TILE_WIDTH
-    while nodes:
-        rows = await db.fetch(
-            "SELECT hashes FROM log_tile WHERE log_id = $1 AND level = $2 AND tile_index >= $3"
-            " AND tile_index < $4 ORDER BY tile_index",
-            head.log_id,
-            level - 1,
-            nodes // TILE_WIDTH * TILE_WIDTH,
-            nodes,
-        )
-        partial.append([tile_root(row["hashes"]) for row in rows])
-        level, nodes = level + 1, nodes // TILE_WIDTH
+    partial = await edge_at(db, head.log_id, size, [leaf_hash(leaf) for leaf in leaves])
     try:
         tree = TreeBuilder(size, partial)
         Frontier.from_bytes(size, head.frontier)
@@ -260,6 +255,26 @@ async def load_tree(db: Any, head: Head) -> TreeBuilder:
             f" {size}; something was changed by hand"
         )
     return tree
+
+
+async def edge_at(db: Any, log_id: int, size: int, leaf_hashes: list[bytes]) -> list[list[bytes]]:
+    """The hashes at the edge of a log's tree when it had `size` leaves, level by level, as
+    TreeBuilder takes them. `leaf_hashes` are those after the last full tile.
+    """
+    partial = [leaf_hashes]
+    level, nodes = 1, size // TILE_WIDTH
+    while nodes:
+        rows = await db.fetch(
+            "SELECT hashes FROM log_tile WHERE log_id = $1 AND level = $2 AND tile_index >= $3"
+            " AND tile_index < $4 ORDER BY tile_index",
+            log_id,
+            level - 1,
+            nodes // TILE_WIDTH * TILE_WIDTH,
+            nodes,
+        )
+        partial.append([tile_root(row["hashes"]) for row in rows])
+        level, nodes = level + 1, nodes // TILE_WIDTH
+    return partial
 
 
 async def read_leaves(db: Any, log_id: int, first: int, end: int) -> list[bytes]:

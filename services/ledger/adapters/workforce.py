@@ -117,11 +117,15 @@ class Workforce:
             )
             await db.execute(_FORGET_WORKERS)
             await db.execute(
-                "UPDATE log_head SET lease_until = now() + $2::bigint * interval '1 millisecond'"
-                " WHERE owner = $1 AND log_id = ANY($3::int[])",
+                "UPDATE log_head SET lease_until = now() + $2::bigint * interval '1 millisecond',"
+                " end_offset = coalesce(seen.end_offset, log_head.end_offset), end_offset_at ="
+                " CASE WHEN seen.end_offset IS NULL THEN end_offset_at ELSE clock_timestamp() END"
+                " FROM unnest($3::int[], $4::bigint[]) AS seen(log_id, end_offset)"
+                " WHERE owner = $1 AND log_head.log_id = seen.log_id",
                 self.worker_id,
                 self._lease_ms,
                 list(self._writers),
+                [writer.high_watermark for writer, _, _ in self._writers.values()],
             )
             living = [
                 row["worker_id"]

@@ -19,11 +19,11 @@ from ledger.adapters import database
 from ledger.adapters.answers import LedgerAnswers
 from ledger.adapters.appender import Appender
 from ledger.adapters.feed import Feed
+from ledger.adapters.gaps import GapWatch
 from ledger.adapters.migrate import MigrationError
 from ledger.adapters.notify import Notifier
 from ledger.adapters.store import BrokenLogError
 from ledger.settings import ServerSettings
-from tollbook.ledger.v1 import ledger_pb2_grpc
 
 log = structlog.get_logger()
 _POOL: Final = 12
@@ -44,17 +44,19 @@ async def serve(config: ServerSettings) -> None:
     appenders = {
         name: Appender(pool, name, owner, clock, notifier.grew) for name in (CONTROL_LOG, CUT_LOG)
     }
-    ledger_pb2_grpc.add_LedgerServiceServicer_to_server(
-        LedgerAnswers(pool, feed, appenders, config.origin), door.grpc
+    watch = GapWatch(pool, config.ledger_gap_limit_ms, door.set_health)
+    LedgerAnswers(pool, feed, appenders, config.origin, config.ledger_gap_limit_ms).add_to(
+        door.grpc
     )
     try:
         await door.start()
         await feed.start()
         notifier.start()
+        watch.start()
         for appender in appenders.values():
             appender.start()
         await door.set_ready(True)
-        background = [feed.task, *(appender.task for appender in appenders.values())]
+        background = [feed.task, watch.task, *(item.task for item in appenders.values())]
         waiter = asyncio.ensure_future(stopped.wait())
         # A background task ends only by an error that must not go unseen.
         await asyncio.wait([waiter, *background], return_when=asyncio.FIRST_COMPLETED)
@@ -66,6 +68,7 @@ async def serve(config: ServerSettings) -> None:
         await door.stop()
         for appender in appenders.values():
             await appender.stop()
+        await watch.stop()
         await feed.stop()
         await notifier.stop()
         pool.terminate()
@@ -75,6 +78,7 @@ def main() -> None:
     """Start the server; status 1 with one line when it must not go on."""
     config = settings.load(ServerSettings)
     telemetry.configure("ledger", config.log_level)
+    telemetry.configure_metrics("ledger")
     try:
         uvloop.run(serve(config))
     except (

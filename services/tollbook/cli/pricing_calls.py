@@ -20,20 +20,24 @@ from google.rpc import error_details_pb2
 
 from kernel import grpcs
 from kernel.errors import TollbookError
-from tollbook.pricing.v1 import pricing_pb2_grpc
+from tollbook.pricing.v1 import cards_pb2_grpc, pricing_pb2_grpc
 from tollbook.stack.control import Stack
 
 WAIT_S: Final = 15.0
+REHEARSAL_S: Final = 600.0
+"""For what rates the log's usage again."""
 _RETRY_S: Final = 0.25
 
 T = TypeVar("T")
 
 
 class Services(NamedTuple):
-    """Clients of both of pricing's services."""
+    """Clients of pricing's services."""
 
     pricing: pricing_pb2_grpc.PricingServiceAsyncStub
     control: pricing_pb2_grpc.ControlServiceAsyncStub
+    cards: cards_pb2_grpc.RateCardServiceAsyncStub
+    operators: cards_pb2_grpc.OperatorServiceAsyncStub
 
 
 Call = Callable[[Services, float], Awaitable[T]]
@@ -47,21 +51,29 @@ def address() -> str:
     return os.environ.get("TOLLBOOK_PRICING_ADDRESS") or Stack.at().address("pricing-server")
 
 
-def ask(call: Call[T]) -> T:
+def operator_key() -> tuple[tuple[str, str], ...]:
+    """Metadata of a call with the secret in $TOLLBOOK_OPERATOR_KEY; empty without one."""
+    secret = os.environ.get("TOLLBOOK_OPERATOR_KEY", "")
+    return (("authorization", f"Bearer {secret}"),) if secret else ()
+
+
+def ask(call: Call[T], wait_s: float = WAIT_S) -> T:
     """Make a call, given the clients and a timeout in seconds.
 
     Errors: TollbookError with the one line that the user is told; `violations`
     of it has what google.rpc.BadRequest named.
     """
-    return asyncio.run(_ask(address(), call))
+    return asyncio.run(_ask(address(), call, wait_s))
 
 
-async def _ask(where: str, call: Call[T]) -> T:
-    end = time.monotonic() + WAIT_S
+async def _ask(where: str, call: Call[T], wait_s: float) -> T:
+    end = time.monotonic() + wait_s
     async with grpcs.channel(where) as channel:
         services = Services(
             pricing_pb2_grpc.PricingServiceStub(channel),
             pricing_pb2_grpc.ControlServiceStub(channel),
+            cards_pb2_grpc.RateCardServiceStub(channel),
+            cards_pb2_grpc.OperatorServiceStub(channel),
         )
         while True:
             try:
@@ -75,7 +87,7 @@ async def _ask(where: str, call: Call[T]) -> T:
 class RefusedError(TollbookError):
     """A call that failed, in words for its user."""
 
-    def __init__(self, where: str, error: grpc.aio.AioRpcError) -> None:
+    def __init__(self, where: str, error: grpc.aio.AioRpcError, service: str = "pricing") -> None:
         info = grpcs.details_of(error, error_details_pb2.ErrorInfo)
         bad = grpcs.details_of(error, error_details_pb2.BadRequest)
         self.violations = [
@@ -86,7 +98,7 @@ class RefusedError(TollbookError):
         words = " ".join("; ".join([said, *more]).split())
         if info is None:
             # Not one of our services' own words: say at least who was asked.
-            super().__init__(f"pricing at {where}: {words}")
+            super().__init__(f"{service} at {where}: {words}")
         else:
             super().__init__(f"{words} [{info.reason}]", info.reason)
 

@@ -1,4 +1,4 @@
-"""Every top-level command and where it lives. To add one: a line here, and a file beside this.
+"""Every command and where it lives. To add one: a line here, and a file beside this.
 
 A file is imported only when its command is called, so one that is slow to load, or broken, costs
 the others nothing. The help texts stand here for the same reason.
@@ -29,11 +29,25 @@ COMMANDS: dict[str, Entry] = {
     "accounts": Entry("tollbook.cli.accounts:accounts", "Make and list accounts."),
     "keys": Entry("tollbook.cli.accounts:keys", "Make and revoke the keys that callers show."),
     "grant": Entry("tollbook.cli.accounts:grant", "Give an account credit."),
-    "cards": Entry("tollbook.cli.cards:cards", "Check and publish rate cards."),
+    "cards": Entry("tollbook.cli.cards:cards", "Check rate cards and put them in force."),
+    "operators": Entry("tollbook.cli.operators:operators", "Make those who change prices."),
+    "rerate": Entry("tollbook.cli.rerate:rerate", "Set right what a wrong price charged."),
     "balance": Entry("tollbook.cli.balance:balance", "Show balances, and where they are true."),
     "receipt": Entry("tollbook.cli.balance:receipt", "Show what one request was charged."),
     "postings": Entry("tollbook.cli.balance:postings", "Show an account's postings."),
     "ledger": Entry("tollbook.cli.ledger:ledger", "Look into the log: checkpoints, entries."),
     "export": Entry("tollbook.cli.export:export", "Write the logs as tiles with checkpoints."),
     "audit": Entry("tollbook.cli.audit:audit", "Recompute everything from an export and a key."),
+}
+
+# `tollbook ledger ...`
+LEDGER_COMMANDS: dict[str, Entry] = {
+    "verify": Entry(
+        "tollbook.cli.ledger_verify:verify", "Check every row against what was signed."
+    ),
+    "partitions": Entry("tollbook.cli.ledger_state:partitions", "Who works on which log."),
+    "streams": Entry("tollbook.cli.ledger_state:streams", "What producers sent, and what lacks."),
+    "events": Entry("tollbook.cli.ledger_events:events", "Read entries, all or those that match."),
+    "segments": Entry("tollbook.cli.ledger_segments:segments", "Where the leaves are kept."),
+    "seal": Entry("tollbook.cli.ledger_segments:seal", "Move whole segments into files."),
 }

@@ -20,8 +20,8 @@ from kernel.settings import ServiceSettings
 from ledger import settings as ledger_settings
 from pricing import settings as pricing_settings
 from pricing.domain.card_yaml import parse_card
+from tollbook.cli.lazy import is_there
 from tollbook.cli.registry import COMMANDS
-from tollbook.cli.root import is_there
 
 ROOT = Path(__file__).resolve().parents[3]
 EXAMPLES = ROOT / "docs" / "examples"

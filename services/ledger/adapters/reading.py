@@ -1,0 +1,260 @@
+"""ReadEvents and ReadArrow: a log's entries to readers, in order and without a gap.
+
+Writes the answers' bytes itself, in compiled loops, instead of building a
+message with an object for each leaf: that is what a reader's speed depends on.
+The run that follows is fetched while one is on its way to the reader, and no
+more than that, so a slow reader holds little memory.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+
+from kernel.errors import InvalidArgument, OutOfRange
+from ledger.adapters import database
+from ledger.adapters.errors import away
+from ledger.adapters.feed import Feed, LogView
+from ledger.adapters.leaves import LeafReader
+from ledger.domain.columns import Numbers
+from ledger.domain.compiled import reading
+from ledger.domain.compiled.sha256 import hash_slices
+from ledger.domain.leafrun import LeafRun
+from ledger.domain.matching import LeafFilter
+from tollbook.ledger.v1 import ledger_pb2 as pb
+
+FindView = Callable[[str, int], Awaitable[LogView]]
+
+DEFAULT_EVENTS: Final = 2_000
+DEFAULT_ARROW: Final = 8_192
+MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
+
+SCHEMA: Final = pa.schema(
+    [
+        pa.field("position", pa.int64(), nullable=False),
+        pa.field("control_size", pa.int64(), nullable=False),
+        pa.field("leaf", pa.binary(), nullable=False),
+    ]
+)
+
+_WORTH_A_THREAD: Final = 256
+_LEAF_PREFIX: Final = 0
+
+
+class Piece(NamedTuple):
+    """Consecutive leaves under one pin: what one message speaks of."""
+
+    run: LeafRun
+    chosen: Numbers
+    control_size: int
+    log_size: int
+    is_filtered: bool
+
+
+class Wanted(NamedTuple):
+    """What a reader asked for."""
+
+    log: str
+    first: int
+    end: int
+    """0: the log's size as of the call, or no end when it follows."""
+    batch: int
+    follow: bool
+    filter: LeafFilter | None
+
+
+class EventReader:
+    """Answers the two calls that stream entries."""
+
+    def __init__(self, feed: Feed, leaves: LeafReader, find: FindView) -> None:
+        self._feed = feed
+        self._leaves = leaves
+        self._find = find
+
+    async def read_events(self, request: pb.ReadEventsRequest) -> AsyncIterator[bytes]:
+        """Serialized ReadEventsResponses; a message never spans a pin."""
+        wanted = Wanted(
+            request.log,
+            request.from_position,
+            request.to_position,
+            request.max_batch or DEFAULT_EVENTS,
+            request.follow,
+            _filter_of(request.filter) if request.HasField("filter") else None,
+        )
+        with_hashes = request.passed_over_hashes and wanted.filter is not None
+        async for piece in self._pieces(wanted):
+            yield await _aside(len(piece.run), events_message, piece, with_hashes)
+
+    async def read_arrow(self, request: pb.ReadArrowRequest) -> AsyncIterator[bytes]:
+        """Serialized ReadArrowResponses: the schema, then a record batch each."""
+        wanted = Wanted(
+            request.log,
+            request.from_position,
+            request.to_position,
+            request.max_batch or DEFAULT_ARROW,
+            False,
+            _filter_of(request.filter) if request.HasField("filter") else None,
+        )
+        yield pb.ReadArrowResponse(
+            first_position=wanted.first,
+            next_position=wanted.first,
+            ipc=SCHEMA.serialize().to_pybytes(),
+        ).SerializeToString()
+        async for piece in self._pieces(wanted):
+            yield await _aside(len(piece.run), arrow_message, piece)
+
+    async def _pieces(self, wanted: Wanted) -> AsyncIterator[Piece]:
+        """What each message speaks of, one after the other."""
+        async with contextlib.aclosing(self._runs(wanted)) as runs:
+            async for view, run in runs:
+                for part, control_size in _by_pin(view, run, wanted.batch):
+                    chosen = (
+                        np.arange(len(part))
+                        if wanted.filter is None
+                        else await _aside(len(part), wanted.filter.choose, part)
+                    )
+                    yield Piece(part, chosen, control_size, view.size, wanted.filter is not None)
+
+    async def _runs(self, wanted: Wanted) -> AsyncGenerator[tuple[LogView, LeafRun], None]:
+        """The log in runs. Errors: those that the contract tells."""
+        position = wanted.first
+        view = await self._first_view(wanted)
+        end = wanted.end or (None if wanted.follow else view.size)
+        if not wanted.follow and end is not None:
+            end = min(end, view.size)
+        ahead: asyncio.Task[LeafRun] | None = None
+        try:
+            while end is None or position < end:
+                changed = self._feed.waiter()
+                view = self._feed.view(wanted.log)
+                available = view.size if end is None else min(view.size, end)
+                if position >= available:
+                    await changed.wait()
+                    continue
+                try:
+                    run = await (ahead or self._leaves.run(view.log_id, position, available))
+                except database.AWAY:
+                    raise away() from None
+                ahead, position = None, run.end
+                if position < available:
+                    # Kept by name until it is done: a task that nobody holds may vanish.
+                    ahead = asyncio.create_task(self._leaves.run(view.log_id, position, available))
+                yield view, run
+        finally:
+            if ahead is not None:
+                ahead.cancel()
+                await asyncio.wait([ahead])
+
+    async def _first_view(self, wanted: Wanted) -> LogView:
+        view = await self._find(wanted.log, wanted.first)
+        if wanted.first > view.size:
+            raise OutOfRange(
+                f"log {wanted.log!r} has {view.size} entries; position {wanted.first} is beyond"
+                " them",
+                reason="BEYOND_THE_LOG",
+                metadata={"log": wanted.log, "size": str(view.size)},
+            )
+        if wanted.end and wanted.end < wanted.first:
+            raise InvalidArgument(
+                f"to_position {wanted.end} is before from_position {wanted.first}",
+                reason="INVALID_RANGE",
+            )
+        if wanted.follow:
+            return view
+        # "The log's size as of the call" means what is committed now, not what the feed saw.
+        return await self._find(wanted.log, max(wanted.end, view.size + 1))
+
+
+async def _aside(leaves: int, work: Callable[..., Any], *arguments: Any) -> Any:
+    """Do it beside the event loop, if it is much: the compiled loops hold no lock."""
+    if leaves < _WORTH_A_THREAD:
+        return work(*arguments)
+    return await asyncio.to_thread(work, *arguments)
+
+
+def _by_pin(view: LogView, run: LeafRun, batch: int) -> Iterator[tuple[LeafRun, int]]:
+    """The parts of a run that a message may hold, each with its pin."""
+    at = run.first
+    while at < run.end:
+        control_size, pin_end = view.pin_at(at)
+        part = run.part(at, min(run.end, pin_end, at + batch)).within(MAX_MESSAGE_BYTES)
+        yield part, control_size
+        at = part.end
+
+
+def _filter_of(wanted: pb.EventFilter) -> LeafFilter:
+    return LeafFilter(
+        account_id=wanted.account_id,
+        served_model=wanted.served_model,
+        from_ns=wanted.from_time.ToNanoseconds() if wanted.HasField("from_time") else None,
+        to_ns=wanted.to_time.ToNanoseconds() if wanted.HasField("to_time") else None,
+        dispositions=frozenset(wanted.dispositions),
+    )
+
+
+def events_message(piece: Piece, with_hashes: bool) -> bytes:
+    """A serialized ReadEventsResponse."""
+    run, chosen = piece.run, piece.chosen
+    rest = pb.ReadEventsResponse(
+        first_position=run.first,
+        control_size=piece.control_size,
+        log_size=piece.log_size,
+        next_position=run.end,
+    )
+    if piece.is_filtered:
+        rest.positions.extend((chosen + run.first).tolist())
+        if with_hashes:
+            passed = np.delete(np.arange(len(run)), chosen)
+            rest.passed_over_hashes = hash_slices(
+                run.data, run.starts[passed], run.ends[passed], _LEAF_PREFIX
+            ).tobytes()
+    # A message's fields may come in any order, so what is not leaves is written first.
+    head = rest.SerializeToString()
+    out = np.empty(len(head) + reading.wire_size(run.starts, run.ends, chosen), dtype=np.uint8)
+    out[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+    reading.write_wire(run.data, run.starts, run.ends, chosen, out, len(head))
+    return out.tobytes()
+
+
+def arrow_batch(piece: Piece) -> pa.RecordBatch:
+    """The chosen leaves as columns."""
+    run, chosen = piece.run, piece.chosen
+    offsets = np.empty(len(chosen) + 1, dtype=np.int32)
+    data = np.empty(int((run.ends[chosen] - run.starts[chosen]).sum()), dtype=np.uint8)
+    reading.write_binary(run.data, run.starts, run.ends, chosen, offsets, data)
+    return pa.RecordBatch.from_arrays(
+        [
+            pa.array(chosen + run.first),
+            pa.array(np.full(len(chosen), piece.control_size)),
+            pa.Array.from_buffers(
+                pa.binary(), len(chosen), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+            ),
+        ],
+        schema=SCHEMA,
+    )
+
+
+def arrow_message(piece: Piece) -> bytes:
+    """A serialized ReadArrowResponse."""
+    ipc = arrow_batch(piece).serialize()
+    head = pb.ReadArrowResponse(
+        first_position=piece.run.first, next_position=piece.run.end
+    ).SerializeToString()
+    return b"".join((head, _IPC_TAG, _varint(len(ipc)), ipc))
+
+
+_IPC_TAG: Final = bytes([pb.ReadArrowResponse.IPC_FIELD_NUMBER << 3 | 2])
+
+
+def _varint(value: int) -> bytes:
+    parts = bytearray()
+    while value > 127:
+        parts.append(value & 127 | 128)
+        value >>= 7
+    parts.append(value)
+    return bytes(parts)

@@ -23,6 +23,15 @@ def whole_stack() -> Iterator[Stack]:
         yield stack
 
 
+@pytest.fixture(scope="session")
+def ground() -> Iterator[Stack]:
+    """Broker and database alone, for the session: what a LedgerWorld stands on. A test may kill
+    either; who comes next has it brought up again.
+    """
+    with running_stack(parts=("kafka", "postgres", "database")) as stack:
+        yield stack
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the whole stack run last, so that it stands beside no other test's processes."""
     items.sort(key=lambda item: "whole_stack" in getattr(item, "fixturenames", ()))

@@ -76,7 +76,8 @@ async def _measure(environment: dict[str, str]) -> dict[str, Any]:
     generate: Any = inference_pb2_grpc.InferenceServiceStub(inference_channel)
     pricing: Any = pricing_pb2_grpc.PricingServiceStub(pricing_channel)
     control: Any = pricing_pb2_grpc.ControlServiceStub(pricing_channel)
-    customer = (await setting.set_up(control))[0]
+    customer = (await setting.set_up(control, taken=()))[0]
+    await setting.publish(control, {"tiny": False})
     ask = _through(generate, customer)
     await inference.one_round(ask, "warm", CONCURRENCY, REQUESTS, inference.Samples())
     seen = inference.Samples()

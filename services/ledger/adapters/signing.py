@@ -26,8 +26,8 @@ from kernel.placement import CONTROL_LOG
 from ledger.adapters.cosigning import Cosigners
 from ledger.adapters.keys import origin_of, write_private
 from ledger.adapters.nodes import NodeReader
-from ledger.domain.rotation import rotation_of
 from ledger.adapters.store import BrokenLogError, read_leaves
+from ledger.domain.rotation import rotation_of
 
 log = structlog.get_logger()
 
@@ -77,6 +77,10 @@ class Memory:
     def last(self, origin: str) -> Signed:
         """What was signed last; the empty tree when nothing was."""
         return self._signed.get(origin, Signed(0, merkle.EMPTY_ROOT))
+
+    def all(self) -> dict[str, Signed]:
+        """What was signed last, by origin."""
+        return dict(self._signed)
 
     def knows(self, origin: str) -> bool:
         """Whether anything of this log was ever signed."""

@@ -137,6 +137,8 @@ class LedgerWorld:
         self.database = f"ledger_{name}"
         self.sent: list[int] = [0] * partitions
         """Records that were produced and acknowledged, by partition, repeats not counted."""
+        self.ready = False
+        """What the last worker in this process said of itself."""
         self._workers: list[Worker] = []
         self._environment = stack.environment()
 
@@ -272,7 +274,7 @@ class LedgerWorld:
         force = Workforce(pool, self.kafka, self.topic, self.partitions, lease_ms, batch_records)
 
         async def on_ready(ready: bool) -> None:
-            del ready
+            self.ready = ready
 
         task = asyncio.create_task(force.run(stopped, on_ready))
         try:

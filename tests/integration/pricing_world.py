@@ -7,6 +7,7 @@ currency's unit, charges are multiplied and added one by one.
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -25,7 +26,15 @@ from kernel.ids import new_id
 from kernel.placement import CONTROL_LOG, partition_of, partition_of_log, usage_log
 from pricing.domain.replay import Replay
 from tollbook.ledger.v1 import ledger_pb2, ledger_pb2_grpc
-from tollbook.pricing.v1 import control_pb2, money_pb2, pricing_pb2, pricing_pb2_grpc
+from tollbook.pricing.v1 import (
+    card_records_pb2,
+    cards_pb2,
+    cards_pb2_grpc,
+    control_pb2,
+    money_pb2,
+    pricing_pb2,
+    pricing_pb2_grpc,
+)
 from tollbook.stack import Stack
 from tollbook.usage.v1 import usage_pb2
 
@@ -55,6 +64,8 @@ lines:
 """
 
 T = TypeVar("T")
+Metadata = tuple[tuple[str, str], ...]
+"""What a call carries beside its request."""
 
 
 @dataclass
@@ -98,6 +109,8 @@ class World:
         self.ledger: Any = ledger_pb2_grpc.LedgerServiceStub(self._ledger_channel)
         self.pricing: Any = pricing_pb2_grpc.PricingServiceStub(self._pricing_channel)
         self.control: Any = pricing_pb2_grpc.ControlServiceStub(self._pricing_channel)
+        self.cards: Any = cards_pb2_grpc.RateCardServiceStub(self._pricing_channel)
+        self.operators: Any = cards_pb2_grpc.OperatorServiceStub(self._pricing_channel)
         self._kafka: Any = None
         return self
 
@@ -119,6 +132,33 @@ class World:
             request, timeout=TIMEOUT_S
         )
         return answer
+
+    async def operator(self, name: str, *roles: str, by: Metadata = ()) -> Metadata:
+        """Make an operator, by an admin once there is one; gives what their calls carry."""
+        secret = f"secret of {name}"
+        made = card_records_pb2.OperatorCreated(
+            operator_id=name,
+            roles=[card_records_pb2.Role.Value(f"ROLE_{role.upper()}") for role in roles],
+            secret_digest=hashlib.sha256(secret.encode()).digest(),
+        )
+        await self.operators.CreateOperator(
+            cards_pb2.CreateOperatorRequest(operator=made), timeout=TIMEOUT_S, metadata=by
+        )
+        return (("authorization", f"Bearer {secret}"),)
+
+    async def change_card(self, yaml: str, author: Metadata, approver: Metadata) -> int:
+        """Propose a card and approve it; gives its version."""
+        proposed = await self.cards.ProposeRateCard(
+            cards_pb2.ProposeRateCardRequest(yaml=yaml), timeout=TIMEOUT_S, metadata=author
+        )
+        await self.cards.ApproveRateCard(
+            cards_pb2.ApproveRateCardRequest(
+                card_id=proposed.card.card_id, version=proposed.card.version
+            ),
+            timeout=TIMEOUT_S,
+            metadata=approver,
+        )
+        return int(proposed.card.version)
 
     async def create(self, account_id: str, currency: str = "USD") -> int:
         made = control_pb2.AccountCreated(account_id=account_id, currency=currency)

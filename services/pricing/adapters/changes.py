@@ -16,17 +16,14 @@ from kernel.clock import Clock, timestamp_of
 from kernel.placement import CONTROL_LOG
 from pricing.adapters import queries
 from pricing.adapters.answers import Reader, no_account
+from pricing.adapters.card_text import card_in
 from pricing.adapters.cuts import write_cut
 from pricing.adapters.ledger_client import Ledger
 from pricing.domain import control
 from pricing.domain.card import Card, content_hash
-from pricing.domain.card_yaml import parse_card
-from pricing.domain.document import DocumentError
 from tollbook.pricing.v1 import control_pb2, pricing_pb2, pricing_pb2_grpc
 
 _APPLIED_WAIT_S: Final = 10.0
-_MAX_DOCUMENT_BYTES: Final = 900_000
-_MAX_PROBLEMS: Final = 100
 
 _ACCOUNT: Final = "SELECT * FROM account WHERE account_id = $1"
 _KEY: Final = "SELECT * FROM api_key WHERE key_id = $1"
@@ -145,7 +142,7 @@ class ControlChanges(pricing_pb2_grpc.ControlServiceServicer):
         self, request: pricing_pb2.PublishRateCardRequest, context: Any
     ) -> pricing_pb2.PublishRateCardResponse:
         """Publish the next version of a card; the same content as the newest is no new version."""
-        card = _card_of(request.yaml)
+        card = card_in(request.yaml)
         digest = content_hash(card.document())
         row = await self._row(_NEWEST_VERSION, card.card_id)
         version = row["version"] if row is not None else 0
@@ -249,30 +246,6 @@ def _refuse(field: str, problem: str | None) -> None:
             reason="INVALID_FIELD",
             violations=(errors.FieldViolation(field, problem),),
         )
-
-
-def _card_of(yaml: str) -> Card:
-    """The card. Errors: InvalidArgument with a violation `line L, column C` for each problem."""
-    try:
-        card = parse_card(yaml)
-    except DocumentError as error:
-        first, more = error.problems[0], len(error.problems) - 1
-        raise errors.InvalidArgument(
-            f"the rate card cannot be used: {first}" + (f" (and {more} more)" if more else ""),
-            reason="INVALID_RATE_CARD",
-            violations=tuple(
-                errors.FieldViolation(
-                    f"line {problem.line}, column {problem.column}", problem.message
-                )
-                for problem in error.problems[:_MAX_PROBLEMS]
-            ),
-        ) from None
-    if len(card.document()) > _MAX_DOCUMENT_BYTES:
-        raise errors.InvalidArgument(
-            f"the card's document is over {_MAX_DOCUMENT_BYTES} bytes; split the card",
-            reason="INVALID_RATE_CARD",
-        )
-    return card
 
 
 def _publication(

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Final
 
 from kernel import errors
 from kernel.placement import CONTROL_LOG
 from pricing.adapters.ledger_client import Ledger
 from pricing.domain.projection import Projection
+
+_KEPT_REASONS: Final = 1_000
 
 
 class ControlView:
@@ -16,13 +19,20 @@ class ControlView:
     def __init__(self, ledger: Ledger) -> None:
         self._ledger = ledger
         self._moved = asyncio.Condition()
+        self._ignored: dict[int, str] = {}
         self.projection = Projection()
 
     async def follow(self) -> None:
         """Follow for ever; run it as a task. Errors: LogReplacedError."""
         async for run in self._ledger.follow(CONTROL_LOG, 0):
             for position, raw in enumerate(run.leaves, run.first_position):
-                self.projection.apply_control(position, raw, run.asides.get(position, b""))
+                effects = self.projection.apply_control(
+                    position, raw, run.asides.get(position, b"")
+                )
+                for entry in effects.ignored:
+                    self._ignored[position] = entry.why
+            while len(self._ignored) > _KEPT_REASONS:
+                del self._ignored[next(iter(self._ignored))]
             async with self._moved:
                 self._moved.notify_all()
 
@@ -37,3 +47,7 @@ class ControlView:
                 f" needs {control_size}",
                 reason="CONTROL_BEHIND",
             ) from None
+
+    def why_ignored(self, position: int) -> str | None:
+        """Why a record of late was not applied, or None when it was."""
+        return self._ignored.get(position)

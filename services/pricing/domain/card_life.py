@@ -52,6 +52,16 @@ class Version:
     entries: list[PublishedCard] = field(default_factory=list)
     """What it was in the catalogue, the newest last; empty: it never priced anything."""
 
+    @property
+    def is_over(self) -> bool:
+        """Whether a record ended it."""
+        return self.steps[-1].what == RETIRED
+
+    @property
+    def approver(self) -> str:
+        """Who put it in force, or empty."""
+        return next((step.actor for step in self.steps if step.what in (APPROVED, PUBLISHED)), "")
+
     def at(self, control_size: int) -> tuple[list[Step], PublishedCard | None]:
         """Its steps and what it is in the catalogue, as known at a control size."""
         steps = [step for step in self.steps if step.position < control_size]
@@ -178,7 +188,7 @@ class CardLife:
             return f"{name} has another content than the one that was read"
         if version.entries:
             return f"{name} was approved before"
-        if version.steps[-1].what == RETIRED:
+        if version.is_over:
             return f"{name} was retired; propose it again"
         if not self._operators.may(made.approver, APPROVER):
             return f"{name}: {made.approver[:70]!r} is no approver"
@@ -229,7 +239,7 @@ class CardLife:
             if made.version not in (0, version.version):
                 continue
             if not version.entries:
-                if version.steps[-1].what != RETIRED:
+                if not version.is_over:
                     found.append(version)
                 continue
             ends_us = version.entries[-1].card.effective_to_us

@@ -200,7 +200,7 @@ class ControlState:
             case "operator_created":
                 return self.operators.create(position, record.operator_created), None
             case "operator_revoked":
-                return self.operators.revoke(record.operator_revoked), None
+                return self.operators.revoke(position, record.operator_revoked), None
             case "rate_card_proposed":
                 return self.cards.propose(position, record.rate_card_proposed), None
             case "rate_card_approved":

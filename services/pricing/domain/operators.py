@@ -28,7 +28,8 @@ class Operator(NamedTuple):
     operator_id: str
     roles: frozenset[int]
     secret_digest: bytes
-    revoked: bool = False
+    revoked_position: int | None = None
+    """Position of its revocation; None while it is good."""
 
 
 def operator_problem(made: records.OperatorCreated) -> str | None:
@@ -69,23 +70,27 @@ class Operators:
         self._by_secret[made.secret_digest] = made.operator_id
         return None
 
-    def revoke(self, made: records.OperatorRevoked) -> str | None:
+    def revoke(self, position: int, made: records.OperatorRevoked) -> str | None:
         """Apply a record; give why it is refused, or None."""
         known = self.by_id.get(made.operator_id)
-        if known is None or known.revoked:
+        if known is None or known.revoked_position is not None:
             return f"there is no operator {made.operator_id[:70]!r} to revoke"
-        admins = [one for one in self.by_id.values() if ADMIN in one.roles and not one.revoked]
+        admins = [
+            one
+            for one in self.by_id.values()
+            if ADMIN in one.roles and one.revoked_position is None
+        ]
         if admins == [known]:
             return f"{made.operator_id!r} is the last admin; make another first"
-        self.by_id[made.operator_id] = known._replace(revoked=True)
+        self.by_id[made.operator_id] = known._replace(revoked_position=position)
         return None
 
     def of_secret(self, secret_digest: bytes) -> Operator | None:
         """The operator that a secret belongs to, or None when unknown or revoked."""
         known = self.by_id.get(self._by_secret.get(secret_digest, ""))
-        return None if known is None or known.revoked else known
+        return None if known is None or known.revoked_position is not None else known
 
     def may(self, operator_id: str, role: int) -> bool:
         """Whether an operator has a role now."""
         known = self.by_id.get(operator_id)
-        return known is not None and not known.revoked and role in known.roles
+        return known is not None and known.revoked_position is None and role in known.roles

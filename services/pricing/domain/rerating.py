@@ -28,8 +28,9 @@ from pricing.domain.operators import APPROVER, AUTHOR, Operators
 from pricing.domain.state import Account
 from tollbook.pricing.v1 import card_records_pb2 as records
 
-BATCH_CORRECTIONS: Final = 250
+BATCH_CORRECTIONS: Final = 100
 MAX_CORRECTION_PICO: Final = 10**36
+MAX_BATCHES: Final = 10_000
 MAX_PLANS: Final = 100_000
 _RERATE_ID: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _AMOUNT: Final = re.compile(r"-?[1-9][0-9]{0,38}")

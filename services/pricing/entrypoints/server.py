@@ -17,12 +17,21 @@ from pricing.adapters.changes import ControlChanges
 from pricing.adapters.control_view import ControlView
 from pricing.adapters.ledger_client import Ledger, LogReplacedError
 from pricing.adapters.migrate import MigrationError
+from pricing.adapters.operator_changes import OperatorChanges
+from pricing.adapters.rate_cards import RateCards
+from pricing.adapters.recorder import Recorder
+from pricing.adapters.rehearser import Rehearser
 from pricing.settings import ServerSettings
-from tollbook.pricing.v1 import pricing_pb2_grpc
+from tollbook.pricing.v1 import cards_pb2_grpc, pricing_pb2_grpc
 
 log = structlog.get_logger()
 _POOL: Final = 8
-_NAMES: Final = ("tollbook.pricing.v1.PricingService", "tollbook.pricing.v1.ControlService")
+_NAMES: Final = (
+    "tollbook.pricing.v1.PricingService",
+    "tollbook.pricing.v1.ControlService",
+    "tollbook.pricing.v1.RateCardService",
+    "tollbook.pricing.v1.OperatorService",
+)
 
 
 async def serve(config: ServerSettings) -> None:
@@ -41,6 +50,12 @@ async def serve(config: ServerSettings) -> None:
     pricing_pb2_grpc.add_ControlServiceServicer_to_server(
         ControlChanges(reader, ledger, SystemClock()), door.grpc
     )
+    recorder = Recorder(reader, ledger, view, SystemClock())
+    rehearser = Rehearser()
+    cards_pb2_grpc.add_RateCardServiceServicer_to_server(
+        RateCards(recorder, ledger, rehearser, config.ledger_address), door.grpc
+    )
+    cards_pb2_grpc.add_OperatorServiceServicer_to_server(OperatorChanges(recorder), door.grpc)
     await door.start()
     listening = asyncio.ensure_future(reader.progress.listen(door.set_ready))
     background = [
@@ -57,6 +72,7 @@ async def serve(config: ServerSettings) -> None:
     for task in background:
         task.cancel()
     results = await asyncio.gather(*background, return_exceptions=True)
+    rehearser.stop()
     await ledger.close()
     pool.terminate()
     for result in results:

@@ -160,21 +160,24 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
         self, request: pricing_pb2.GetReceiptRequest, context: Any
     ) -> pricing_pb2.GetReceiptResponse:
         """Answer with what one event was charged, rated anew from its log entry."""
+        receipt = await self.receipt(request.account_id, request.event_id)
+        return pricing_pb2.GetReceiptResponse(receipt=receipt)
+
+    async def receipt(self, account_id: str, event_id: str) -> pricing_pb2.Receipt:
+        """What one event was charged. Errors: NotFound."""
         place = await self._reader.in_snapshot(
-            lambda db: queries.event_place(db, request.account_id, request.event_id)
+            lambda db: queries.event_place(db, account_id, event_id)
         )
         if place is None:
             raise errors.NotFound(
-                f"account {request.account_id!r} has no event {request.event_id!r} (yet)",
+                f"account {account_id!r} has no event {event_id!r} (yet)",
                 reason="EVENT_NOT_FOUND",
             )
         name, position = place
         entry = await self._ledger.entry(name, position)
         event = read_event(position, entry.leaf)
         await self._view.reach(entry.control_size, _VIEW_WAIT_S)
-        return pricing_pb2.GetReceiptResponse(
-            receipt=self._receipt(name, event, entry.control_size, entry.leaf)
-        )
+        return self._receipt(name, event, entry.control_size, entry.leaf)
 
     def _receipt(self, name: str, event: Event, pin: int, raw: bytes) -> pricing_pb2.Receipt:
         account = self._view.projection.control.accounts.get(event.account_id)

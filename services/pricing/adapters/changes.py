@@ -19,7 +19,7 @@ from pricing.adapters.answers import Reader, no_account
 from pricing.adapters.card_text import card_in
 from pricing.adapters.cuts import write_cut
 from pricing.adapters.ledger_client import Ledger
-from pricing.domain import control
+from pricing.domain import control, credit
 from pricing.domain.card import Card, content_hash
 from tollbook.pricing.v1 import control_pb2, pricing_pb2, pricing_pb2_grpc
 
@@ -129,10 +129,12 @@ class ControlChanges(pricing_pb2_grpc.ControlServiceServicer):
             context,
             lambda: self._row(_GRANT, made.grant_id),
         )
-        same = (made.account_id, int(made.amount.amount_pico))
-        if (row["account_id"], int(row["amount_pico"])) != same:
+        granted = credit.grant_of(row["control_position"], made)
+        same = granted.account_id, granted.amount_pico, granted.priority, granted.expires_us
+        found = row["account_id"], int(row["amount_pico"]), row["priority"], row["expires_us"]
+        if (*found, row["project_id"]) != (*same, granted.project_id):
             raise errors.AlreadyExists(
-                f"grant {made.grant_id!r} was made with another account or amount;"
+                f"grant {made.grant_id!r} was made with another account, amount or terms;"
                 " use a new grant_id",
                 reason="GRANT_EXISTS",
             )

@@ -146,6 +146,7 @@ class Projector:
                     run.log, run.first_position, run.pin, run.leaves
                 )
                 step.add(run.log, run.first_position, run.end_position, effects)
+        step.spend(self._projection.control.credit.limits_of)
         return step if leaves else None
 
     async def _write(self, epoch: int, step: store.Step) -> None:

@@ -56,6 +56,8 @@ SELECT a.account_id, a.currency,
        coalesce(mine.amount_pico, 0) AS available,
        -coalesce(given.amount_pico, 0) AS granted,
        coalesce(charged.amount_pico, 0) AS charged,
+       coalesce(r.amount_pico, 0) - coalesce(d.amount_pico, 0) AS held,
+       a.credit_limit_pico,
        coalesce(s.entries, 0) AS suspense_entries,
        coalesce(u.requests, 0) AS requests,
        coalesce(u.input_tokens, 0) AS input_tokens,
@@ -69,6 +71,8 @@ LEFT JOIN balance given
   ON given.ledger_account = 'granted:' || a.account_id AND given.currency = a.currency
 LEFT JOIN balance charged
   ON charged.ledger_account = 'revenue:' || a.account_id AND charged.currency = a.currency
+LEFT JOIN account_reserved r ON r.account_id = a.account_id
+LEFT JOIN account_settled d ON d.account_id = a.account_id
 LEFT JOIN account_usage u ON u.account_id = a.account_id
 LEFT JOIN LATERAL (
   SELECT count(*) AS entries FROM suspense WHERE suspense.account_id = a.account_id
@@ -86,6 +90,8 @@ async def account_balances(db: Any, account_id: str | None) -> list[pricing_pb2.
             available=amount(row["currency"], row["available"]),
             granted=amount(row["currency"], row["granted"]),
             charged=amount(row["currency"], row["charged"]),
+            held=amount(row["currency"], row["held"]),
+            credit_limit=amount(row["currency"], row["credit_limit_pico"]),
             suspense_entries=row["suspense_entries"],
             usage=pricing_pb2.UsageTotals(
                 requests=row["requests"],

@@ -7,13 +7,15 @@ wakes after another took over changes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from pricing.adapters import credit_store
 from pricing.domain import books
 from pricing.domain.identity import identity_of
-from pricing.domain.state import Effects, Engine, Key, Suspended, Totals
+from pricing.domain.state import Effects, Engine, Key, Limit, Suspended, Totals, Use, Used
 from pricing.domain.text import escaped
+from pricing.domain.windows import window_start_us
 
 
 class FencedError(RuntimeError):
@@ -32,6 +34,9 @@ class Step:
         self.totals: dict[str, Totals] = {}
         self.engines: dict[str, Engine] = {}
         self.balances: dict[books.BalanceKey, int] = {}
+        self.used: dict[Use, Used] = {}
+        self.limits: dict[str, Limit] = {}
+        self.spent: dict[tuple[str, int], int] = {}
         self.events = 0
 
     def add(self, log: str, first: int, end: int, effects: Effects) -> None:
@@ -53,6 +58,25 @@ class Step:
         for engine_id, engine in effects.engines.items():
             self.engines.setdefault(engine_id, Engine()).add(engine)
         books.apply(self.balances, effects.postings)
+        for use, more in effects.used.items():
+            older = self.used.get(use)
+            self.used[use] = (
+                more if older is None else Used(*map(sum, zip(older, more, strict=True)))
+            )
+        for limit in effects.limits:
+            self.limits[limit.limit_id] = limit
+
+    def spend(self, limits_of: Callable[[str], Iterable[Limit]]) -> None:
+        """Count what the step charged into the windows of the limits in force after it."""
+        for use, used in self.used.items():
+            if not used.amount_pico:
+                continue
+            for limit in limits_of(use.account_id):
+                # One that the step itself set is counted anew from all there is.
+                if limit.limit_id not in self.limits and limit.covers(use.project_id, use.key_id):
+                    start_us = window_start_us(limit.window, limit.time_zone, use.minute_us)
+                    key = limit.limit_id, start_us
+                    self.spent[key] = self.spent.get(key, 0) + used.amount_pico
 
 
 async def positions(db: Any) -> dict[str, int]:
@@ -82,6 +106,7 @@ async def write(db: Any, epoch: int, step: Step) -> None:
         await _write_balances(db, step)
         await _write_postings(db, step)
         await _write_totals(db, step)
+        await credit_store.write(db, step)
         await db.execute("NOTIFY tollbook_pricing")
 
 
@@ -150,11 +175,27 @@ async def _write_control(db: Any, step: Step) -> None:
         db,
         "credit_grant",
         [
-            (grant.grant_id, grant.account_id, grant.amount_pico, grant.position)
+            (
+                grant.grant_id,
+                grant.account_id,
+                grant.amount_pico,
+                grant.position,
+                grant.priority,
+                grant.expires_us,
+                grant.project_id,
+            )
             for effects in made
             for grant in effects.grants
         ],
-        ("grant_id", "account_id", "amount_pico", "control_position"),
+        (
+            "grant_id",
+            "account_id",
+            "amount_pico",
+            "control_position",
+            "priority",
+            "expires_us",
+            "project_id",
+        ),
     )
     await _copy(
         db,

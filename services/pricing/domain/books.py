@@ -11,7 +11,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from kernel.money import check_amount
+from kernel.money import PICO, check_amount
+from kernel.placement import CONTROL_LOG
 from pricing.domain.catalogue import Priced
 from pricing.domain.outcomes import charged_quantity
 
@@ -24,6 +25,20 @@ SUSPENSE: Final = "suspense"
 """Kind of a posting for usage that waited and was priced by a later control record."""
 GRANT: Final = "grant"
 """Kind of a posting for a grant of credit."""
+TOP_UP: Final = "top-up"
+"""Kind of a posting for a payment, asked for or by an account's rule."""
+REFUND: Final = "refund"
+"""Kind of a posting for a charge given back."""
+TRANSFER: Final = "transfer"
+"""Kind of a posting for credit that went to another account; each has a posting of its own."""
+EXPIRY: Final = "expiry"
+"""Kind of a posting for what was left of a grant at its end."""
+ROUNDING: Final = "rounding"
+"""Kind of a posting for the difference between an invoice and what it rounds."""
+
+CONTROL: Final = CONTROL_LOG
+LARGEST_ROUNDING_PICO: Final = PICO // 2
+"""Half of the largest smallest unit of a currency there is: of yen and the like, 1."""
 CORRECTION: Final = "correction"
 """Kind of a posting by which charges are set right; those it corrects stay."""
 
@@ -47,6 +62,34 @@ def revenue(account_id: str) -> str:
 def granted(account_id: str) -> str:
     """Ledger account that an account's credit comes from; its balance is minus all grants."""
     return f"granted:{account_id}"
+
+
+def paid(account_id: str) -> str:
+    """Ledger account that top-ups come from; its balance is minus all of them."""
+    return f"paid:{account_id}"
+
+
+def refunded(account_id: str) -> str:
+    """Ledger account that refunds come from; its balance is minus all of them."""
+    return f"refunded:{account_id}"
+
+
+def transferred(account_id: str) -> str:
+    """Ledger account between an account and others: what it gave away, less what it got.
+
+    Over all accounts these come to 0.
+    """
+    return f"transferred:{account_id}"
+
+
+def expired(account_id: str) -> str:
+    """Ledger account of credit that ended unused: breakage."""
+    return f"expired:{account_id}"
+
+
+def rounding(account_id: str) -> str:
+    """Ledger account of what invoices rounded: the residual, kept."""
+    return f"rounding:{account_id}"
 
 
 class Posting(NamedTuple):

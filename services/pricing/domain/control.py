@@ -17,14 +17,17 @@ from typing import Final
 from google.protobuf.message import DecodeError
 
 from kernel import leaf as leaves
+from kernel.clock import us_of
 from kernel.placement import CONTROL_LOG
 from pricing.domain import books, card_rules
 from pricing.domain.card_life import CardLife
 from pricing.domain.catalogue import Catalogue, PublishedCard
+from pricing.domain.credit import KINDS, CreditState, grant_of
 from pricing.domain.operators import Operators
 from pricing.domain.rerating import Reratings, posting_of
-from pricing.domain.state import Account, Effects, Grant, Ignored, Key
+from pricing.domain.state import Account, Effects, Ignored, Key
 from pricing.domain.text import is_plain
+from pricing.domain.windows import LAST_US, MINUTE_US
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.pricing.v1 import card_records_pb2 as records
 from tollbook.pricing.v1 import control_pb2 as control
@@ -70,6 +73,14 @@ def grant_problem(made: control.CreditGranted) -> str | None:
     amount = made.amount.amount_pico
     if not _AMOUNT.fullmatch(amount) or int(amount) > MAX_GRANT_PICO:
         return "a grant is more than 0 and at most 10^18 units of the currency"
+    if not 0 <= made.priority <= 1000:
+        return "priority is 0 to 1000"
+    if problem := _text_problem("project_id", made.project_id, 64):
+        return problem
+    if made.HasField("expires_time"):
+        expires_us = us_of(made.expires_time)
+        if expires_us % MINUTE_US or not 0 < expires_us <= LAST_US:
+            return "expires_time is a full minute from 1970 to 9999"
     return _text_problem("reason", made.reason, 512)
 
 
@@ -108,6 +119,7 @@ class ControlState:
         self.operators = Operators()
         self.cards = CardLife(self.operators)
         self.reratings = Reratings(self.operators)
+        self.credit = CreditState()
         self._secrets: set[bytes] = set()
         self._grants: set[str] = set()
         self._recorded_ms: list[int] = []
@@ -164,6 +176,7 @@ class ControlState:
             why = f"not a control record: {error}"
         self.size = position + 1
         self._recorded_ms.append(recorded_ms)
+        effects.recorded.append((position, recorded_ms * 1000))
         if why:
             effects.ignored.append(Ignored(CONTROL_LOG, position, why))
         if concerns is not None:
@@ -189,6 +202,11 @@ class ControlState:
             case "rate_card_published":
                 why = self._publish(position, record.rate_card_published, effects)
                 return why, None if why else ""
+            case kind if kind in KINDS:
+                why = self.credit.change(
+                    position, record, self.accounts, self._account_of_key, effects
+                )
+                return why, None
             case _:
                 return self._change_prices(position, record, effects)
 
@@ -217,6 +235,10 @@ class ControlState:
                 return self._correct(position, record.corrections_posted, effects), None
             case _:
                 return "a change of a kind that this version does not know", None
+
+    def _account_of_key(self, key_id: str) -> str | None:
+        key = self.keys.get(key_id)
+        return key.account_id if key is not None else None
 
     def _create_account(
         self, position: int, made: control.AccountCreated, effects: Effects
@@ -266,7 +288,9 @@ class ControlState:
             return f"grant {made.grant_id!r} is not in the account's {account.currency}"
         amount_pico = int(made.amount.amount_pico)
         self._grants.add(made.grant_id)
-        effects.grants.append(Grant(position, made.grant_id, made.account_id, amount_pico))
+        granted = grant_of(position, made)
+        self.credit.add_grant(granted)
+        effects.grants.append(granted)
         effects.postings.append(
             books.Posting(
                 books.GRANT,

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from pricing.domain.books import Posting
 from pricing.domain.catalogue import PublishedCard
+from pricing.domain.credits import NEVER_US
 from pricing.domain.events import Event, Reading
 
 
@@ -38,6 +39,44 @@ class Grant(NamedTuple):
     grant_id: str
     account_id: str
     amount_pico: int
+    priority: int = 0
+    expires_us: int = NEVER_US
+    project_id: str = ""
+
+
+class Terms(NamedTuple):
+    """How far an account may go below 0."""
+
+    position: int
+    account_id: str
+    credit_limit_pico: int
+
+
+class Limit(NamedTuple):
+    """A limit of what is spent in each window. `amount_pico` None: it was lifted."""
+
+    position: int
+    limit_id: str
+    account_id: str
+    project_id: str
+    key_id: str
+    window: str
+    time_zone: str
+    amount_pico: int | None
+
+    def covers(self, project_id: str, key_id: str) -> bool:
+        """Tell whether what a project spends with a key counts here."""
+        return self.project_id in ("", project_id) and self.key_id in ("", key_id)
+
+
+class Change(NamedTuple):
+    """A change of credit that was applied: the control record's `kind` and its body."""
+
+    kind: str
+    change_id: str
+    account_id: str
+    position: int
+    body: bytes
 
 
 class Suspended(NamedTuple):
@@ -72,6 +111,48 @@ class Applied(NamedTuple):
     event_id: str
     trace_id: bytes
     span_id: bytes
+
+
+class Use(NamedTuple):
+    """What usage can be summed by. `minute_us`: the minute of the event's own time.
+
+    `leaf` is the leaf's dimensions in one text, or EVENT for the events themselves.
+    Card and line are empty for what has no price (yet).
+    """
+
+    account_id: str
+    project_id: str
+    key_id: str
+    model: str
+    adapter: str
+    service_tier: str
+    region: str
+    outcome: str
+    leaf: str
+    minute_us: int
+    card_id: str = ""
+    card_version: int = 0
+    line_id: str = ""
+
+
+class Used(NamedTuple):
+    """A sum of usage: units, units of them that are charged, and the charge in pico-units."""
+
+    amount: int
+    charged: int
+    amount_pico: int
+
+    def plus(self, more: Used) -> Used:
+        """Both together."""
+        return Used(
+            self.amount + more.amount,
+            self.charged + more.charged,
+            self.amount_pico + more.amount_pico,
+        )
+
+
+EVENT: Final = "event"
+"""In the place of a leaf: the accepted events."""
 
 
 @dataclass(slots=True)
@@ -134,7 +215,21 @@ class Effects:
     """Keys made or revoked, as they are now."""
     cards: list[PublishedCard] = field(default_factory=list)
     grants: list[Grant] = field(default_factory=list)
+    terms: list[Terms] = field(default_factory=list)
+    limits: list[Limit] = field(default_factory=list)
+    changes: list[Change] = field(default_factory=list)
+    settled_holds: list[tuple[str, str]] = field(default_factory=list)
+    """(account_id, hold_id) of holds whose amount is posted in this step."""
+    recorded: list[tuple[int, int]] = field(default_factory=list)
+    """(control position, when it was recorded in microseconds since the epoch)"""
+    used: dict[Use, Used] = field(default_factory=dict)
+    """What was used and charged, by minute and everything it can be asked for by."""
     ignored: list[Ignored] = field(default_factory=list)
+
+    def use(self, use: Use, amount: int, charged: int, amount_pico: int) -> None:
+        """Add to what was used: units, units charged, and their charge in pico-units."""
+        older, more = self.used.get(use), Used(amount, charged, amount_pico)
+        self.used[use] = more if older is None else older.plus(more)
 
     def total_of(self, account_id: str) -> Totals:
         """The account's totals in this step."""

@@ -12,9 +12,11 @@ import uvloop
 from kernel import errors, grpcs, settings, telemetry
 from kernel.clock import SystemClock
 from pricing.adapters import database
-from pricing.adapters.answers import PricingAnswers, Reader
-from pricing.adapters.changes import ControlChanges
+from pricing.adapters.answers import Reader
 from pricing.adapters.control_view import ControlView
+from pricing.adapters.credit_changes import CreditChanges
+from pricing.adapters.hold_answers import HoldAnswers
+from pricing.adapters.holds import HoldDoor
 from pricing.adapters.ledger_client import Ledger, LogReplacedError
 from pricing.adapters.migrate import MigrationError
 from pricing.adapters.operator_changes import OperatorChanges
@@ -26,6 +28,7 @@ from tollbook.pricing.v1 import cards_pb2_grpc, pricing_pb2_grpc
 
 log = structlog.get_logger()
 _POOL: Final = 8
+_HOLD_POOL: Final = 4
 _NAMES: Final = (
     "tollbook.pricing.v1.PricingService",
     "tollbook.pricing.v1.ControlService",
@@ -43,12 +46,17 @@ async def serve(config: ServerSettings) -> None:
     pool = await database.open_pool(config.pricing_postgres, _POOL, stopped)
     if pool is None:
         return
+    # Of its own, so that no slow question keeps a hold waiting.
+    hold_pool = await database.open_pool(config.pricing_postgres, _HOLD_POOL, stopped)
+    if hold_pool is None:
+        return
     reader = Reader(pool, config.pricing_postgres)
-    pricing_pb2_grpc.add_PricingServiceServicer_to_server(
-        PricingAnswers(reader, ledger, view), door.grpc
-    )
+    clock = SystemClock()
+    holds = HoldDoor(hold_pool)
+    answers = HoldAnswers(reader, ledger, view, holds, clock)
+    pricing_pb2_grpc.add_PricingServiceServicer_to_server(answers, door.grpc)
     pricing_pb2_grpc.add_ControlServiceServicer_to_server(
-        ControlChanges(reader, ledger, SystemClock()), door.grpc
+        CreditChanges(reader, ledger, clock, answers, holds), door.grpc
     )
     recorder = Recorder(reader, ledger, view, SystemClock())
     rehearser = Rehearser()
@@ -62,6 +70,7 @@ async def serve(config: ServerSettings) -> None:
         listening,
         asyncio.ensure_future(reader.progress.wake()),
         asyncio.ensure_future(view.follow()),
+        asyncio.ensure_future(holds.run()),
     ]
     waiter = asyncio.ensure_future(stopped.wait())
     # A background task ends only by an error that must not go unseen.
@@ -75,6 +84,7 @@ async def serve(config: ServerSettings) -> None:
     rehearser.stop()
     await ledger.close()
     pool.terminate()
+    hold_pool.terminate()
     for result in results:
         if isinstance(result, Exception):
             raise result

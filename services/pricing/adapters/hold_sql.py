@@ -1,0 +1,304 @@
+"""The tables of holds: what one batch of a shard reads and writes, all under the shard's lock.
+
+Rows of holds are locked by others too, the projector that charges: nothing
+here ever waits for such a row (SKIP LOCKED), so that the two never wait for
+each other. One that is locked is being charged, released or ended, and gone
+for us.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+from pricing.domain.credits import Charge, Lot
+from pricing.domain.holds import Held, Standing
+from pricing.domain.state import Limit
+
+SHARDS: Final = 16
+
+
+class Open(NamedTuple):
+    """An open hold as it stands in its row."""
+
+    hold_id: str
+    account_id: str
+    project_id: str
+    key_id: str
+    amount_pico: int
+    event_time_us: int
+    expires_us: int
+
+
+class Snapshot(NamedTuple):
+    """What a batch is decided by."""
+
+    now_us: int
+    standings: dict[str, Standing]
+    open: dict[str, Open]
+    """Of the holds asked for, those that are open, by hold_id."""
+    charged: set[str]
+    """Of the holds asked for, those whose event is charged, by hold_id."""
+
+
+async def lock(db: Any, shard: int) -> None:
+    """Begin a transaction as the shard's one writer; waits for the one before."""
+    # One statement text, so that it is one round trip; the number is ours.
+    await db.execute(f"BEGIN; SELECT 1 FROM hold_shard WHERE shard = {shard:d} FOR UPDATE")  # noqa: S608
+
+
+_EXPIRE: Final = """
+WITH ended AS (
+  DELETE FROM hold WHERE hold_id IN (
+    SELECT hold_id FROM hold WHERE shard = $1
+      AND (expires_at <= clock_timestamp() OR (hold_id, account_id) IN
+           (SELECT * FROM unnest($2::text[], $3::text[])))
+    ORDER BY hold_id LIMIT 10000 FOR UPDATE SKIP LOCKED)
+  RETURNING hold_id, account_id, amount_pico
+), less AS (
+  UPDATE account_reserved r SET amount_pico = r.amount_pico - e.amount_pico
+  FROM (SELECT account_id, sum(amount_pico) AS amount_pico FROM ended GROUP BY 1) e
+  WHERE r.account_id = e.account_id
+)
+SELECT hold_id FROM ended WHERE hold_id = ANY($2::text[])
+"""
+
+
+async def end(db: Any, shard: int, released: Sequence[tuple[str, str]]) -> set[str]:
+    """End holds whose time is over, and these (hold_id, account_id); gives which of these were
+    open.
+    """
+    hold_ids = [hold_id for hold_id, _ in released]
+    account_ids = [account_id for _, account_id in released]
+    return {row["hold_id"] for row in await db.fetch(_EXPIRE, shard, hold_ids, account_ids)}
+
+
+_SNAPSHOT: Final = """
+SELECT json_build_object(
+  'now', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
+  'over', EXISTS (SELECT FROM hold WHERE shard = $1 AND expires_at <= clock_timestamp()),
+  'accounts', (SELECT json_agg(json_build_array(
+      a.account_id, a.currency, a.credit_limit_pico::text, coalesce(b.amount_pico, 0)::text,
+      (coalesce(r.amount_pico, 0) - coalesce(s.amount_pico, 0))::text,
+      EXISTS (SELECT FROM credit_grant g WHERE g.account_id = a.account_id
+              AND g.expired_pico IS NULL
+              AND (g.expires_us <> 9223372036854775807 OR g.project_id <> '')),
+      EXISTS (SELECT FROM spend_limit l WHERE l.account_id = a.account_id)))
+    FROM account a
+    LEFT JOIN balance b
+      ON b.ledger_account = 'account:' || a.account_id AND b.currency = a.currency
+    LEFT JOIN account_reserved r ON r.account_id = a.account_id
+    LEFT JOIN account_settled s ON s.account_id = a.account_id
+    WHERE a.account_id = ANY($2::text[])),
+  'open', (SELECT json_agg(json_build_array(
+      hold_id, account_id, project_id, key_id, amount_pico::text, event_time_us,
+      (extract(epoch FROM expires_at) * 1000000)::bigint))
+    FROM hold WHERE hold_id = ANY($3::text[])),
+  'charged', (SELECT json_agg(DISTINCT encode(identity, 'hex'))
+    FROM usage_event WHERE identity = ANY($4::bytea[]))
+)::text
+"""
+
+
+async def snapshot(
+    db: Any, shard: int, account_ids: Iterable[str], hold_ids: Sequence[str]
+) -> Snapshot:
+    """What the accounts and holds of a batch are like, after ending what is over."""
+    arguments = (
+        shard,
+        sorted(set(account_ids)),
+        hold_ids,
+        [bytes.fromhex(hold_id) for hold_id in hold_ids],
+    )
+    found = json.loads(await db.fetchval(_SNAPSHOT, *arguments))
+    if found["over"]:
+        await end(db, shard, ())
+        found = json.loads(await db.fetchval(_SNAPSHOT, *arguments))
+    standings: dict[str, Standing] = {}
+    closer: list[str] = []
+    for account_id, currency, credit_limit, balance, held, lots, limits in found["accounts"] or ():
+        standings[account_id] = Standing(
+            account_id, currency, int(balance), int(held), int(credit_limit)
+        )
+        if lots or limits:
+            closer.append(account_id)
+    if closer:
+        await _look_closer(db, standings, closer)
+    return Snapshot(
+        found["now"],
+        standings,
+        {row[0]: _open_of(row) for row in found["open"] or ()},
+        set(found["charged"] or ()),
+    )
+
+
+_CLOSER: Final = """
+SELECT json_build_object(
+  'accounts', (SELECT json_agg(json_build_array(
+      a.account_id, coalesce(b.amount_pico, 0)::text,
+      (coalesce(r.amount_pico, 0) - coalesce(s.amount_pico, 0))::text))
+    FROM account a
+    LEFT JOIN balance b
+      ON b.ledger_account = 'account:' || a.account_id AND b.currency = a.currency
+    LEFT JOIN account_reserved r ON r.account_id = a.account_id
+    LEFT JOIN account_settled s ON s.account_id = a.account_id
+    WHERE a.account_id = ANY($1::text[])),
+  'holds', (SELECT json_agg(json_build_array(account_id, project_id, key_id, minute_us, amount))
+    FROM (SELECT account_id, project_id, key_id,
+                 event_time_us / 60000000 * 60000000 AS minute_us, sum(amount_pico)::text AS amount
+          FROM hold WHERE account_id = ANY($1::text[]) GROUP BY 1, 2, 3, 4) h),
+  'spent', (SELECT json_agg(json_build_array(s.limit_id, s.window_start_us, s.amount_pico::text))
+    FROM limit_spent s JOIN spend_limit l ON l.limit_id = s.limit_id
+    WHERE l.account_id = ANY($1::text[]) AND s.window_start_us >= $2),
+  'charges', (SELECT json_agg(json_build_array(account_id, project_id, from_us, amount))
+    FROM (SELECT account_id, project_id, min(minute_us) AS from_us,
+                 sum(amount_pico)::text AS amount
+          FROM usage_minute WHERE account_id = ANY($3::text[]) AND amount_pico > 0
+          GROUP BY account_id, project_id, width_bucket(minute_us, $4::bigint[])) c)
+)::text
+"""
+# A month and a day more: a window in which a new hold can fall begins no earlier, but for `ever`.
+_WINDOW_REACH_US: Final = 33 * 86_400 * 1_000_000
+
+
+async def _look_closer(db: Any, standings: dict[str, Standing], account_ids: Sequence[str]) -> None:
+    """Fill in limits, lots, and what counts in them, all of one snapshot."""
+    limits = await db.fetch("SELECT * FROM spend_limit WHERE account_id = ANY($1)", account_ids)
+    lots = await db.fetch(
+        "SELECT account_id, priority, expires_us, control_position, grant_id, project_id,"
+        " amount_pico - coalesce(expired_pico, 0) AS amount_pico"
+        " FROM credit_grant WHERE account_id = ANY($1)",
+        account_ids,
+    )
+    special = {
+        row["account_id"] for row in lots if row["expires_us"] != 2**63 - 1 or row["project_id"]
+    }
+    edges = sorted({row["expires_us"] for row in lots if row["account_id"] in special})
+    now_us = await db.fetchval("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
+    since_us = 0 if any(row["span"] == "ever" for row in limits) else now_us - _WINDOW_REACH_US
+    found = json.loads(
+        await db.fetchval(_CLOSER, account_ids, since_us, sorted(special), edges or [0])
+    )
+    for account_id, balance, held in found["accounts"]:
+        old = standings[account_id]
+        standings[account_id] = Standing(
+            account_id, old.currency, int(balance), int(held), old.credit_limit_pico
+        )
+    for row in limits:
+        mine = standings[row["account_id"]]
+        mine.limits = (*mine.limits, _limit_of(row))
+    spent = {(limit_id, start): int(amount) for limit_id, start, amount in found["spent"] or ()}
+    for account_id in account_ids:
+        mine = standings[account_id]
+        mine.spent = {
+            key: pico
+            for key, pico in spent.items()
+            if any(limit.limit_id == key[0] for limit in mine.limits)
+        }
+        if account_id in special:
+            mine.lots = [
+                Lot(
+                    row["priority"],
+                    row["expires_us"],
+                    row["control_position"],
+                    row["grant_id"],
+                    row["project_id"],
+                    int(row["amount_pico"]),
+                )
+                for row in lots
+                if row["account_id"] == account_id
+            ]
+    for account_id, project_id, key_id, minute, amount in found["holds"] or ():
+        standings[account_id].holds.append(Held(project_id, key_id, minute, int(amount)))
+    for account_id, project_id, from_us, amount in found["charges"] or ():
+        mine = standings[account_id]
+        mine.charges = (*mine.charges, Charge(from_us, project_id, int(amount)))
+
+
+def _open_of(row: Sequence[Any]) -> Open:
+    hold_id, account_id, project_id, key_id, amount_pico, event_time_us, expires_us = row
+    return Open(
+        hold_id, account_id, project_id, key_id, int(amount_pico), event_time_us, expires_us
+    )
+
+
+def _limit_of(row: Mapping[str, Any]) -> Limit:
+    return Limit(
+        row["control_position"],
+        row["limit_id"],
+        row["account_id"],
+        row["project_id"],
+        row["key_id"],
+        row["span"],
+        row["time_zone"],
+        int(row["amount_pico"]),
+    )
+
+
+_MAKE: Final = """
+WITH made AS (
+  INSERT INTO hold
+  SELECT id, $1, account, project, key, amount, event,
+         to_timestamp(0) + ends * interval '1 microsecond'
+  FROM unnest($2::text[], $3::text[], $4::text[], $5::text[], $6::numeric[], $7::bigint[],
+              $8::bigint[]) AS asked (id, account, project, key, amount, event, ends)
+)
+INSERT INTO account_reserved
+SELECT account, sum(amount) FROM unnest($3::text[], $6::numeric[]) AS asked (account, amount)
+GROUP BY 1
+ON CONFLICT (account_id)
+DO UPDATE SET amount_pico = account_reserved.amount_pico + excluded.amount_pico
+"""
+
+
+async def make(db: Any, shard: int, holds: Sequence[Open]) -> None:
+    """Write new holds."""
+    await db.execute(
+        _MAKE,
+        shard,
+        [hold.hold_id for hold in holds],
+        [hold.account_id for hold in holds],
+        [hold.project_id for hold in holds],
+        [hold.key_id for hold in holds],
+        [hold.amount_pico for hold in holds],
+        [hold.event_time_us for hold in holds],
+        [hold.expires_us for hold in holds],
+    )
+
+
+_EXTEND: Final = """
+WITH mine AS (
+  SELECT hold_id FROM hold WHERE hold_id = $1 FOR UPDATE SKIP LOCKED
+), moved AS (
+  UPDATE hold SET amount_pico = hold.amount_pico + $2,
+    expires_at = to_timestamp(0) + $3::bigint * interval '1 microsecond'
+  FROM mine WHERE hold.hold_id = mine.hold_id RETURNING hold.account_id
+), more AS (
+  UPDATE account_reserved r SET amount_pico = r.amount_pico + $2
+  FROM moved WHERE r.account_id = moved.account_id
+)
+SELECT 1 FROM moved
+"""
+
+
+async def extend(db: Any, hold_id: str, more_pico: int, expires_us: int) -> bool:
+    """Give a hold a new end and so much more; False when it is gone."""
+    return await db.fetchval(_EXTEND, hold_id, more_pico, expires_us) is not None
+
+
+async def open_holds(db: Any, account_id: str, limit: int) -> tuple[list[Open], int, int]:
+    """(the holds that end first, what all keep, how many there are), from the caller's snapshot."""
+    rows = await db.fetch(
+        "SELECT hold_id, account_id, project_id, key_id, amount_pico, event_time_us,"
+        " (extract(epoch FROM expires_at) * 1000000)::bigint AS expires_us"
+        " FROM hold WHERE account_id = $1 ORDER BY expires_at, hold_id LIMIT $2",
+        account_id,
+        limit,
+    )
+    all_of = await db.fetchrow(
+        "SELECT coalesce(sum(amount_pico), 0) AS held, count(*) AS holds FROM hold"
+        " WHERE account_id = $1",
+        account_id,
+    )
+    return [_open_of(tuple(row)) for row in rows], int(all_of["held"]), all_of["holds"]

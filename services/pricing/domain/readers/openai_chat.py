@@ -3,6 +3,7 @@
 Source: CompletionUsage of OpenAI's published API description. Cached, written
 and audio or image tokens are inside prompt_tokens; reasoning, audio and both
 kinds of prediction tokens are inside completion_tokens, rejected ones too.
+DeepSeek says the cached ones beside it as well: prompt_cache_hit_tokens.
 """
 
 from __future__ import annotations
@@ -30,6 +31,8 @@ _FIELDS: Final = frozenset(
         "total_tokens",
         "prompt_tokens_details",
         "completion_tokens_details",
+        "prompt_cache_hit_tokens",
+        "prompt_cache_miss_tokens",
     }
 )
 _PROMPT: Final = frozenset(
@@ -77,6 +80,9 @@ def _read_prompt(counts: lattice.Counts, usage: fields.Object, total: int) -> No
     inside = "prompt_tokens_details."
     details = fields.part(usage, "prompt_tokens_details", _PROMPT, "", NAME)
     cached = fields.count(details, "cached_tokens", inside)
+    cached_field = inside + "cached_tokens"
+    if usage.get("prompt_cache_hit_tokens") is not None:
+        cached, cached_field = _cache_hits(usage, details, total), "prompt_cache_hit_tokens"
     if len(details) == ("cached_tokens" in details) and cached <= total:
         # Most objects say no more; what follows would come to the same.
         counts[_IN_READ] = cached
@@ -94,12 +100,28 @@ def _read_prompt(counts: lattice.Counts, usage: fields.Object, total: int) -> No
         ],
         "prompt_tokens",
     )
-    read_from_cache = lattice.take(pool, cached, inside + "cached_tokens")
+    read_from_cache = lattice.take(pool, cached, cached_field)
     written = fields.count(details, "cache_write_tokens", inside)
     written_to_cache = lattice.take(pool, written, inside + "cache_write_tokens")
     lattice.spread(counts, read_from_cache, "in", "read")
     lattice.spread(counts, written_to_cache, "in", "write")
     lattice.spread(counts, pool, "in")
+
+
+def _cache_hits(usage: fields.Object, details: fields.Object, total: int) -> int:
+    """DeepSeek's count of cached tokens, where all that it says of them agrees."""
+    hits = fields.count(usage, "prompt_cache_hit_tokens")
+    if details.get("cached_tokens") is not None:
+        cached = fields.count(details, "cached_tokens", "prompt_tokens_details.")
+        fields.check_total(
+            hits, cached, "prompt_cache_hit_tokens", "prompt_tokens_details.cached_tokens"
+        )
+    if usage.get("prompt_cache_miss_tokens") is not None:
+        misses = fields.count(usage, "prompt_cache_miss_tokens")
+        fields.check_total(
+            hits + misses, total, "prompt_cache_miss_tokens", "with the hits prompt_tokens"
+        )
+    return hits
 
 
 def _read_completion(counts: lattice.Counts, usage: fields.Object, total: int) -> None:

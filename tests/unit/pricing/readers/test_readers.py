@@ -46,6 +46,24 @@ READ: list[tuple[str, dict[str, Any], dict[str, int]]] = [
             "out.prediction_rejected": 7,
         },
     ),
+    # DeepSeek's.
+    (
+        CHAT,
+        {
+            "prompt_tokens": 100,
+            "completion_tokens": 5,
+            "total_tokens": 105,
+            "prompt_tokens_details": {"cached_tokens": 64},
+            "prompt_cache_hit_tokens": 64,
+            "prompt_cache_miss_tokens": 36,
+        },
+        {"in": 36, "in.read": 64, "out": 5},
+    ),
+    (
+        CHAT,
+        {"prompt_tokens": 10, "prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 6},
+        {"in": 6, "in.read": 4},
+    ),
     # More cached than there is text: the rest must have been images, then audio.
     (
         CHAT,
@@ -266,6 +284,28 @@ def test_found_by_its_fields_it_reads_the_same(dialect: str, usage: dict[str, An
 
 
 REFUSED: list[tuple[str, object, str, str]] = [
+    (
+        CHAT,
+        {"prompt_tokens": 10, "prompt_cache_hit_tokens": 4, "prompt_cache_miss_tokens": 7},
+        "prompt_cache_miss_tokens",
+        reading.INCONSISTENT,
+    ),
+    (
+        CHAT,
+        {
+            "prompt_tokens": 10,
+            "prompt_cache_hit_tokens": 4,
+            "prompt_tokens_details": {"cached_tokens": 5},
+        },
+        "prompt_cache_hit_tokens",
+        reading.INCONSISTENT,
+    ),
+    (
+        CHAT,
+        {"prompt_tokens": 10, "prompt_cache_hit_tokens": 11},
+        "prompt_cache_hit_tokens",
+        reading.NEGATIVE_LEAF,
+    ),
     (CHAT, [], "", reading.NOT_READABLE),
     (CHAT, {"completion_tokens": 1}, "prompt_tokens", reading.MISSING_FIELD),
     (CHAT, {"prompt_tokens": 1, "prompt_cost": 3}, "prompt_cost", reading.UNKNOWN_FIELD),

@@ -175,6 +175,8 @@ class _Shelf(NamedTuple):
     hours: Hours | None
     tier: str
     prices: Mapping[str, Price]
+    rank: int = 0
+    """Of hours: the higher goes before the lower, should they overlap."""
 
 
 def _card(provider: Provider, date: str, notes: _Notes) -> str:
@@ -196,7 +198,7 @@ def _card(provider: Provider, date: str, notes: _Notes) -> str:
                     notes.not_expressed[name, f"{key}: no unit for it"] = None
                     continue
                 line_id = _line_id(name, key, window, shelf.tier, ids)
-                lines.append(_line(line_id, name, key, price, window, shelf.tier, notes))
+                lines.append(_line(line_id, name, key, price, window, shelf, notes))
     if not lines:
         return ""
     notes.lines += len(lines)
@@ -218,21 +220,20 @@ def _card(provider: Provider, date: str, notes: _Notes) -> str:
 def _shelves(model: Model, date: str, name: str, notes: _Notes) -> list[_Shelf]:
     """What holds on a date: prices of daily hours first, then those of all other hours."""
     found: list[_Shelf] = []
-    for one in reversed(model.alternatives):
+    for rank, one in reversed(list(enumerate(model.alternatives, start=1))):
         if one.start_date and one.start_date > date:
             continue
-        found.append(_Shelf(one.hours, "", one.prices))
+        found.append(_Shelf(one.hours, "", one.prices, rank if one.hours else 0))
         if one.hours is None:
             break
     else:
         # In no hours and from no date on: the file says that the first holds.
         found.append(_Shelf(None, "", model.alternatives[0].prices))
-    if len(found) > 2:
-        notes.not_expressed[name, "more than one time of day with a price of its own"] = None
-        found = [found[0], found[-1]]
     standard = found[-1].prices
     for variant in model.variants:
         if variant.start_date and variant.start_date > date:
+            continue
+        if not variant.prices and _is_standard(variant):
             continue
         tier = _tier(variant)
         if not tier or variant.hours is not None:
@@ -250,6 +251,11 @@ def _tier(variant: Variant) -> str:
         return ""
     word = next(iter(variant.when.values()))
     return _TIER_WORDS.get(word, "")
+
+
+def _is_standard(variant: Variant) -> bool:
+    """Whether a variant says that a tier is the standard one."""
+    return dict(variant.when) == {"service_tier": "default"}
 
 
 def _completed(shelves: list[_Shelf]) -> list[_Shelf]:
@@ -271,7 +277,7 @@ def _completed(shelves: list[_Shelf]) -> list[_Shelf]:
                 nearest = _nearest(KEYS[key], shelf.prices)
                 if nearest is not None:
                     prices[key] = nearest
-        done.append(_Shelf(shelf.hours, shelf.tier, prices))
+        done.append(shelf._replace(prices=prices))
     return done
 
 
@@ -305,15 +311,15 @@ def _line_id(name: str, key: str, window: str, tier: str, taken: set[str]) -> st
 
 
 def _line(
-    line_id: str, name: str, key: str, price: Price, window: str, tier: str, notes: _Notes
+    line_id: str, name: str, key: str, price: Price, window: str, shelf: _Shelf, notes: _Notes
 ) -> str:
     known = KEYS[key]
     match = {"model": name, **dict(known.match)}
     if window:
         match["time_window"] = window
-    if tier:
-        match["service_tier"] = tier
-    priority = known.priority + (_HOURS_BIT if window else 0)
+    if shelf.tier:
+        match["service_tier"] = shelf.tier
+    priority = known.priority + _HOURS_BIT * shelf.rank
     words = ", ".join(f"{dimension}: {_quoted(word)}" for dimension, word in match.items())
     per = known.per if known.per in _PER else 1
     parts = [f"id: {_quoted(line_id)}"]

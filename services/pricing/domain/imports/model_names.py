@@ -3,8 +3,8 @@
 A price list knows a model under one id; services answer with many names of
 it. The list says which by clauses; their order is the list's, and the first
 that holds wins. Comparison ignores upper and lower case; a regular expression
-is looked for in the name in lower case. Regular expressions run by RE2: a
-list from elsewhere cannot make one run for ever.
+is looked for in the name in lower case. A list from elsewhere cannot make a
+regular expression run for ever.
 """
 
 from __future__ import annotations
@@ -58,9 +58,31 @@ class Clause(NamedTuple):
         return {self.kind: self.text}
 
 
+_QUIET: Final = re2.Options()
+_QUIET.log_errors = False
+_REPEATED_GROUP: Final = re.compile(r"\)[*+{]")
+_OPEN_REPEAT: Final = re.compile(r"[*+]|\{[0-9]*,\}")
+_MAX_OPEN_REPEATS: Final = 2
+
+
 @lru_cache(maxsize=1024)
 def _compiled(pattern: str) -> Any:
-    return re2.compile(pattern)
+    """A pattern, ready to search. Errors: ValueError.
+
+    RE2 has no look-ahead. A pattern with one runs by Python's own engine, and
+    then only if nothing in it can be tried in very many ways.
+    """
+    try:
+        return re2.compile(pattern, options=_QUIET)
+    except re2.error as error:
+        if _REPEATED_GROUP.search(pattern) or len(_OPEN_REPEAT.findall(pattern)) > (
+            _MAX_OPEN_REPEATS
+        ):
+            raise ValueError(f"{pattern[:80]!r} is no regular expression: {error}") from None
+    try:
+        return re.compile(pattern)
+    except (re.error, RecursionError) as error:
+        raise ValueError(f"{pattern[:80]!r} is no regular expression: {error}") from None
 
 
 def read_clause(item: Any, depth: int = 0) -> Clause:
@@ -76,10 +98,7 @@ def read_clause(item: Any, depth: int = 0) -> Clause:
         raise ValueError(f"there is no clause {str(item)[:80]}")
     if kind != "regex":
         return Clause(kind, value.lower(), ())
-    try:
-        _compiled(value)
-    except re2.error as error:
-        raise ValueError(f"{value[:80]!r} is no regular expression: {error}") from None
+    _compiled(value)
     return Clause(kind, value, ())
 
 

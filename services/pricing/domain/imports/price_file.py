@@ -23,6 +23,8 @@ from pricing.domain.imports.model_names import Clause, read_clause
 
 MAX_FILE_BYTES: Final = 64 * 1024 * 1024
 MAX_MODELS: Final = 100_000
+MAX_ALTERNATIVES: Final = 100
+"""Of a model's prices: each that holds by the hour takes a priority of its card."""
 
 _DATE: Final = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}")
 _CLOCK: Final = re.compile(r"([0-9]{2}:[0-5][0-9](?::[0-5][0-9])?)(?:\.0+)?(Z|\+00:00)?")
@@ -166,8 +168,8 @@ def _model(item: Any, where: str) -> Model:
         raise PriceFileError(f"{where}.match is missing")
     prices = data.get("prices")
     if isinstance(prices, list):
-        if not prices:
-            raise PriceFileError(f"{where}.prices: the list is empty")
+        if not 1 <= len(prices) <= MAX_ALTERNATIVES:
+            raise PriceFileError(f"{where}.prices: 1 to {MAX_ALTERNATIVES} are read")
         alternatives = tuple(
             _alternative(one, f"{where}.prices[{at}]") for at, one in enumerate(prices)
         )

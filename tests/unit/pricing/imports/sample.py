@@ -128,8 +128,34 @@ FULL: dict[str, Any] = {
                             "prices": {"input_mtok": "2.5", "output_mtok": "12.5"},
                         },
                         {"when": {"region": "moon"}, "prices": {"input_mtok": "6"}},
+                        {"when": {"service_tier": "default"}, "prices": {}},
                     ],
-                }
+                },
+                {
+                    "id": "bolt-peaks",
+                    "match": {"equals": "bolt-peaks"},
+                    "prices": [
+                        {"prices": {"input_mtok": "1", "output_mtok": "1"}},
+                        {
+                            "constraint": {"start_date": "2026-08-17"},
+                            "prices": {"input_mtok": "2", "output_mtok": "2"},
+                        },
+                        {
+                            "constraint": {
+                                "start_time": "01:00:00+00:00",
+                                "end_time": "04:00:00+00:00",
+                            },
+                            "prices": {"input_mtok": "3", "output_mtok": "3"},
+                        },
+                        {
+                            "constraint": {
+                                "start_time": "22:00:00+00:00",
+                                "end_time": "02:00:00+00:00",
+                            },
+                            "prices": {"input_mtok": "4", "output_mtok": "4"},
+                        },
+                    ],
+                },
             ],
         }
     ],

@@ -121,6 +121,15 @@ def test_the_same_file_gives_the_same_text(made: Import) -> None:
     assert again.names.document() == made.names.document()
 
 
+def test_a_look_ahead_is_read_too() -> None:
+    def change(providers: list[dict[str, Any]]) -> None:
+        providers[1]["models"][0]["match"] = {"regex": "^(?!.*-tts(?:$|-))nut"}
+
+    names = import_prices(read_price_file(edited(change))).names
+    assert names.card_model("other", "Nut-2") == "other/nut"
+    assert names.card_model("other", "nut-2-tts") == ""
+
+
 NAMES = [
     ("acme", "bolt-1", "acme/bolt-1"),
     ("acme", "BOLT-1-2026-01-31", "acme/bolt-1"),
@@ -182,6 +191,12 @@ BROKEN: list[tuple[bytes, str]] = [
         edited(lambda all_: all_[0]["models"][0].update(match={"regex": "(a"})),
         "no regular expression",
     ),
+    # It could be tried in more ways than there is time for.
+    (
+        edited(lambda all_: all_[0]["models"][0].update(match={"regex": "(?!x)(a+)+$"})),
+        "no regular expression",
+    ),
+    (edited(lambda all_: all_[0]["models"][0].update(prices=[])), "1 to 100 are read"),
     (
         edited(lambda all_: all_[0]["models"][3]["prices"][1].update(constraint={"moon": "full"})),
         "neither a start date nor hours: moon",

@@ -199,12 +199,9 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
             receipt.total.CopyFrom(
                 queries.amount(currency, sum(part.amount_pico for part in lines))
             )
-        for line, quantity in zip(
-            receipt.lines,
-            (item for item in _quantities(raw) if item.amount),
-            strict=True,
-        ):
-            line.leaf.CopyFrom(quantity)
+        quantities = _quantities(raw)
+        for line, part in zip(receipt.lines, lines, strict=True):
+            line.leaf.CopyFrom(quantities[part.leaf_index])
         return receipt
 
     async def ResolveKey(  # noqa: N802 - the contract's name

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pricing.adapters import credit_store
+from pricing.adapters import credit_store, month_store
 from pricing.domain import books
 from pricing.domain.identity import identity_of
 from pricing.domain.state import Effects, Engine, Key, Limit, Suspended, Totals, Use, Used
@@ -106,6 +106,11 @@ async def write(db: Any, epoch: int, step: Step) -> None:
         await _write_balances(db, step)
         await _write_postings(db, step)
         await _write_totals(db, step)
+        await month_store.write(
+            db,
+            (move for _, effects in step.effects for move in effects.meter_moves),
+            (move for _, effects in step.effects for move in effects.month_moves),
+        )
         await credit_store.write(db, step)
         await db.execute("NOTIFY tollbook_pricing")
 
@@ -299,6 +304,8 @@ _POSTING_COLUMNS = (
     "line_id",
     "quantity",
     "rated_at_control",
+    "rule",
+    "period",
 )
 
 

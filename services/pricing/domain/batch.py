@@ -11,66 +11,133 @@ only what they do not read is read here one by one.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from operator import itemgetter
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 from kernel.clock import us_of
-from pricing.domain import books
 from pricing.domain.catalogue import Catalogue, Priced
+from pricing.domain.charges import Charges
 from pricing.domain.dimensions import LeafKey, leaf_key
 from pricing.domain.events import (
     MAX_QUANTITY,
+    Event,
     UnusableLeafError,
     check_counts,
     context_of,
+    event_of,
+    read_event,
     reading_of,
     record_of,
     usage_event_of,
 )
-from pricing.domain.rating import outcome_word
+from pricing.domain.outcomes import charged_quantity
+from pricing.domain.prices import charge_pico
+from pricing.domain.rating import context_units, outcome_word, starts_of
 from pricing.domain.state import Applied, Effects, Ignored, Totals
-from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, Tally, is_ready, tally
+from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, is_ready, tally
 from tollbook.usage.v1 import usage_pb2 as usage
 
 _Dims = tuple[int, int, int, int, int, int, str]
-_AMOUNT: Final = 0
-_UNDELIVERED: Final = 1
-_FIRST: Final = 2
-_END: Final = 3
 
 
 class _Group:
     """All entries of a run that one price rules for each kind of leaf."""
 
-    __slots__ = ("account_id", "currency", "engine_id", "leaves", "requests", "sample", "segment")
+    __slots__ = (
+        "account_id",
+        "context_units",
+        "currency",
+        "engine_id",
+        "kinds",
+        "requests",
+        "sample",
+        "segment",
+    )
 
-    def __init__(self, event: usage.UsageEvent, currency: str | None, segment: int) -> None:
+    def __init__(
+        self, event: usage.UsageEvent, currency: str | None, segment: int, context_units: int
+    ) -> None:
         self.account_id = event.account_id
         self.engine_id = event.engine_id
         self.currency = currency
         self.segment = segment
+        self.context_units = context_units
+        """Of one of them: of all of them the price is the same."""
         self.sample = event
         self.requests = 0
-        self.leaves: dict[_Dims, _Sum] = {}
+        self.kinds: dict[_Dims, _Kind] = {}
 
 
-class _Sum(NamedTuple):
-    """A kind of leaf in a group: its key, its price, and its counts so far."""
+class _Kind:
+    """A kind of leaf in a group: its key, its prices, and its counts so far."""
 
-    key: LeafKey
-    priced: Priced | None
-    rule: str
-    counts: list[int]
-    """[amount, undelivered, first position, position after the last]"""
+    __slots__ = (
+        "amount",
+        "by_one_pico",
+        "end",
+        "first",
+        "goes_by_one",
+        "goes_by_place",
+        "key",
+        "prices",
+        "rule",
+        "undelivered",
+    )
+
+    def __init__(self, key: LeafKey, priced: Priced | None, rule: str, first: int) -> None:
+        self.key = key
+        self.prices = () if priced is None else (priced, *priced.surcharges)
+        """Empty: it waits."""
+        self.rule = rule
+        self.amount = 0
+        self.undelivered = 0
+        self.first = first
+        self.end = first
+        self.by_one_pico = [0] * len(self.prices)
+        """What is charged of single leaves, where a sum of counts would cost something else."""
+        self.goes_by_one = any(
+            not (one.price.is_even or one.price.is_metered) for one in self.prices
+        )
+        self.goes_by_place = any(one.price.is_graduated for one in self.prices)
+        """Whether it matters where in its context a leaf stands."""
 
     def add(self, amount: int, undelivered: int, first: int, end: int) -> None:
         """Add counts of the entries in [first, end)."""
-        counts = self.counts
-        counts[_AMOUNT] += amount
-        counts[_UNDELIVERED] += undelivered
-        counts[_FIRST] = min(counts[_FIRST], first)
-        counts[_END] = max(counts[_END], end)
+        self.amount += amount
+        self.undelivered += undelivered
+        self.first = min(self.first, first)
+        self.end = max(self.end, end)
+
+    def add_one(
+        self, amount: int, undelivered: int, context_units: int, start: int, times: int = 1
+    ) -> None:
+        """Charge a leaf by itself, where that matters."""
+        charged = charged_quantity(amount, undelivered, self.rule)
+        for index, one in enumerate(self.prices):
+            if not (one.price.is_even or one.price.is_metered):
+                amount_pico = charge_pico(one.price, charged, context_units, start)
+                self.by_one_pico[index] += times * amount_pico
+
+    def charge(self, group: _Group, charges: Charges) -> None:
+        """Charge what was added up."""
+        if group.currency is None:
+            return
+        charged = charged_quantity(self.amount, self.undelivered, self.rule)
+        for one, by_one_pico in zip(self.prices, self.by_one_pico, strict=True):
+            amount_pico = by_one_pico
+            if one.price.is_even:
+                amount_pico = charge_pico(one.price, charged, group.context_units, 0)
+            charges.add(
+                group.account_id,
+                group.currency,
+                one,
+                charged,
+                amount_pico,
+                self.first,
+                self.end,
+            )
 
 
 class Rated(NamedTuple):
@@ -87,8 +154,9 @@ def rate_run(
     data: Sequence[bytes],
     currency_of: Callable[[str], str | None],
     catalogue: Catalogue,
+    charges: Charges,
 ) -> Rated:
-    """Rate a run of leaves that share a pin.
+    """Rate a run of leaves that share a pin, into `charges`.
 
     `currency_of` answers for every account known at the pin. An entry that
     does not read as the contract says is named in `ignored` and counts for
@@ -98,11 +166,11 @@ def rate_run(
     for start in range(0, len(data), MAX_LEAVES):
         part = data[start : start + MAX_LEAVES]
         if len(part) >= MIN_LEAVES and is_ready():
-            run.add_tally(first_position + start, part, tally(part, catalogue.edges_us))
+            run.add_tally(first_position + start, part)
         else:
             for position, raw in enumerate(part, first_position + start):
                 run.add(position, raw)
-    return run.finish()
+    return run.finish(charges)
 
 
 class _Run:
@@ -133,8 +201,9 @@ class _Run:
         except UnusableLeafError as error:
             self.effects.ignored.append(Ignored(self._log, position, str(error)))
 
-    def add_tally(self, first_position: int, data: Sequence[bytes], found: Tally) -> None:
-        """Add leaves that were added up, and one by one those that were not."""
+    def add_tally(self, first_position: int, data: Sequence[bytes]) -> None:
+        """Add leaves by the compiled loops, and one by one those that these do not read."""
+        found = tally(data, self._catalogue.segments, self._catalogue.context_bounds)
         groups: list[_Group] = []
         for of_group in found.groups():
             record = record_of(data[of_group.sample])
@@ -147,12 +216,16 @@ class _Run:
         for number, cell in enumerate(found.cells()):
             group = groups[cell.group]
             first, end = first_position + cell.first, first_position + cell.end
-            of_leaf = group.leaves.get(cell.dimensions)
-            if of_leaf is None:
-                of_leaf = group.leaves[cell.dimensions] = self._price(group, cell.dimensions, first)
-            of_leaf.add(cell.amount, cell.undelivered, first, end)
-            if of_leaf.priced is None:
+            kind = self._kind(group, cell.dimensions, first)
+            kind.add(cell.amount, cell.undelivered, first, end)
+            if not kind.prices:
                 unpriced.append(number)
+            elif kind.goes_by_place:
+                for index in found.owners_of(number):
+                    self._add_by_place(kind, read_event(first_position + index, data[index]))
+            elif kind.goes_by_one:
+                for amount, undelivered, times in found.counts_of(number):
+                    kind.add_one(amount, undelivered, group.context_units, 0, times)
         self._unpriced += (first_position + index for index in found.events_of(unpriced))
         self.effects.applied += found.applied(
             first_position, [group.account_id for group in groups]
@@ -163,13 +236,19 @@ class _Run:
         if odd:
             self.effects.applied.sort(key=itemgetter(0))
 
+    def _add_by_place(self, kind: _Kind, event: Event) -> None:
+        length = context_units(event)
+        for leaf, start in zip(event.leaves, starts_of(event), strict=True):
+            if leaf.key == kind.key:
+                kind.add_one(leaf.amount, leaf.undelivered, length, start)
+
     def _add_event(self, position: int, record: usage.UsageRecord) -> None:
         event = usage_event_of(record)
         if not event.account_id:
             raise UnusableLeafError("a usage event without an account")
-        counts: list[tuple[_Dims, int, int]] = []
+        counts: list[tuple[_Dims, int, int, int]] = []
         # Counts are all checked before any is added: an entry counts whole or not at all.
-        for item in event.quantities:
+        for index, item in enumerate(event.quantities):
             amount, undelivered = item.amount, item.undelivered_amount
             if not 0 <= undelivered <= amount <= MAX_QUANTITY:
                 check_counts(amount, undelivered)
@@ -183,17 +262,21 @@ class _Run:
                     item.token_kind,
                     item.attribute,
                 )
-                counts.append((dims, amount, undelivered))
+                counts.append((dims, amount, undelivered, index))
         group = self._group_of(event)
         group.requests += 1
+        length = _context_units(event)
         waits = False
-        for dims, amount, undelivered in counts:
-            found = group.leaves.get(dims)
-            if found is None:
-                found = group.leaves[dims] = self._price(group, dims, position)
-            found.add(amount, undelivered, position, position + 1)
-            if found.priced is None:
+        for dims, amount, undelivered, index in counts:
+            kind = self._kind(group, dims, position)
+            kind.add(amount, undelivered, position, position + 1)
+            if not kind.prices:
                 waits = True
+            elif kind.goes_by_one:
+                start = 0
+                if kind.goes_by_place:
+                    start = starts_of(event_of(position, event))[index]
+                kind.add_one(amount, undelivered, length, start)
         if waits:
             self._unpriced.append(position)
         self.effects.applied.append(
@@ -202,6 +285,7 @@ class _Run:
 
     def _group_of(self, event: usage.UsageEvent) -> _Group:
         segment = self._catalogue.segment(us_of(event.event_time))
+        length = _context_units(event)
         key = (
             event.account_id,
             event.served_model,
@@ -212,45 +296,37 @@ class _Run:
             event.outcome,
             event.engine_id,
             segment,
+            bisect_right(self._catalogue.context_bounds, length),
         )
         group = self._groups.get(key)
         if group is None:
             currency = self._currency_of(event.account_id)
-            group = self._groups[key] = _Group(event, currency, segment)
+            group = self._groups[key] = _Group(event, currency, segment, length)
         return group
 
-    def _price(self, group: _Group, dims: _Dims, position: int) -> _Sum:
-        key = leaf_key(*dims)
-        priced: Priced | None = None
-        rule = ""
-        if group.currency is not None:
-            priced = self._catalogue.price(
-                group.account_id, group.currency, group.segment, context_of(group.sample), key
-            )
-        if priced is not None:
-            rule = priced.published.card.outcome_rule(outcome_word(group.sample.outcome))
-        return _Sum(key, priced, rule, [0, 0, position, position])
+    def _kind(self, group: _Group, dims: _Dims, position: int) -> _Kind:
+        kind = group.kinds.get(dims)
+        if kind is None:
+            key = leaf_key(*dims)
+            priced: Priced | None = None
+            rule = ""
+            if group.currency is not None:
+                priced = self._catalogue.price(
+                    group.account_id, group.currency, group.segment, context_of(group.sample), key
+                )
+            if priced is not None:
+                rule = priced.published.card.outcome_rule(outcome_word(group.sample.outcome))
+            kind = group.kinds[dims] = _Kind(key, priced, rule, position)
+        return kind
 
-    def finish(self) -> Rated:
-        charges = books.Charges(self._log)
+    def finish(self, charges: Charges) -> Rated:
+        """Charge everything, and give what else the run changes."""
         for group in self._groups.values():
             totals = self.effects.total_of(group.account_id)
             totals.requests += group.requests
-            for found in group.leaves.values():
-                amount, undelivered, first, end = found.counts
-                self._count(group, totals, found.key, amount)
-                if found.priced is not None and group.currency is not None:
-                    charges.add(
-                        group.account_id,
-                        group.currency,
-                        found.priced,
-                        found.rule,
-                        amount,
-                        undelivered,
-                        first,
-                        end,
-                    )
-        self.effects.postings = charges.postings()
+            for kind in group.kinds.values():
+                self._count(group, totals, kind.key, kind.amount)
+                kind.charge(group, charges)
         return Rated(self.effects, sorted(self._unpriced))
 
     def _count(self, group: _Group, totals: Totals, key: LeafKey, amount: int) -> None:
@@ -267,3 +343,11 @@ class _Run:
                 totals.cache_write_tokens += amount
             else:
                 totals.input_tokens += amount
+
+
+def _context_units(event: usage.UsageEvent) -> int:
+    return sum(
+        item.amount
+        for item in event.quantities
+        if item.unit == usage.UNIT_TOKEN and item.direction == usage.DIRECTION_IN
+    )

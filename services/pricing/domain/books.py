@@ -13,8 +13,6 @@ from typing import Final, NamedTuple
 
 from kernel.money import PICO, check_amount
 from kernel.placement import CONTROL_LOG
-from pricing.domain.catalogue import Priced
-from pricing.domain.outcomes import charged_quantity
 
 BalanceKey = tuple[str, str]
 """(ledger account, currency)"""
@@ -23,6 +21,10 @@ USAGE: Final = "usage"
 """Kind of a posting for usage priced at its pin."""
 SUSPENSE: Final = "suspense"
 """Kind of a posting for usage that waited and was priced by a later control record."""
+ADJUSTMENT: Final = "adjustment"
+"""Kind of a posting by which usage of a month changes what other usage of it costs."""
+COMMITMENT: Final = "commitment"
+"""Kind of a posting by which a month is brought to a card's least or most."""
 GRANT: Final = "grant"
 """Kind of a posting for a grant of credit."""
 TOP_UP: Final = "top-up"
@@ -43,10 +45,6 @@ CORRECTION: Final = "correction"
 """Kind of a posting by which charges are set right; those it corrects stay."""
 
 NO_CONTROL: Final = -1
-
-# A posting's quantity is a 64-bit number in the contract: a fold stops well
-# before it would not fit, and goes on in another posting.
-_MAX_QUANTITY: Final = 2**62
 
 
 def customer(account_id: str) -> str:
@@ -110,6 +108,10 @@ class Posting(NamedTuple):
     quantity: int = 0
     control_position: int = NO_CONTROL
     """For a release from suspense: the control record that made it possible."""
+    rule: str = ""
+    """How the line was found, and the factors on its price: `line*flex`."""
+    period: str = ""
+    """Calendar month, where the charge depends on one."""
 
 
 def apply(balances: dict[BalanceKey, int], postings: Iterable[Posting]) -> None:
@@ -123,88 +125,3 @@ def apply(balances: dict[BalanceKey, int], postings: Iterable[Posting]) -> None:
         ):
             key = (account, posting.currency)
             balances[key] = check_amount(balances.get(key, 0) + change)
-
-
-_ChargeKey = tuple[str, str, str, int, bytes, str, str, int, int]
-
-
-class Charges:
-    """Charges of a run of one log, folded by account and card line into postings."""
-
-    def __init__(self, log: str) -> None:
-        self._log = log
-        self._sums: dict[_ChargeKey, list[int]] = {}
-        self._overflows = 0
-
-    def add(
-        self,
-        account_id: str,
-        currency: str,
-        priced: Priced,
-        rule: str,
-        amount: int,
-        undelivered: int,
-        first: int,
-        end: int,
-        control_position: int = NO_CONTROL,
-    ) -> None:
-        """Charge a count of units at positions [first, end). What comes to 0 is no posting."""
-        quantity = charged_quantity(amount, undelivered, rule)
-        amount_pico = quantity * priced.line.price_pico
-        if not amount_pico:
-            return
-        known = priced.published
-        key = (
-            account_id,
-            currency,
-            known.card.card_id,
-            known.version,
-            known.content_hash,
-            priced.line.line_id,
-            USAGE if control_position == NO_CONTROL else SUSPENSE,
-            control_position,
-        )
-        sums = self._sums.get((*key, 0))
-        if sums is None:
-            self._sums[*key, 0] = [amount_pico, quantity, first, end]
-        elif sums[1] + quantity > _MAX_QUANTITY:
-            self._overflows += 1
-            self._sums[*key, self._overflows] = sums
-            self._sums[*key, 0] = [amount_pico, quantity, first, end]
-        else:
-            sums[0] += amount_pico
-            sums[1] += quantity
-            sums[2] = min(sums[2], first)
-            sums[3] = max(sums[3], end)
-
-    def postings(self) -> list[Posting]:
-        """The postings, in an order that depends on nothing but what was added."""
-        return [
-            Posting(
-                kind=kind,
-                debit=customer(account_id),
-                credit=revenue(account_id),
-                currency=currency,
-                amount_pico=amount_pico,
-                log=self._log,
-                from_position=first,
-                to_position=end,
-                card_id=card_id,
-                card_version=version,
-                card_hash=card_hash,
-                line_id=line_id,
-                quantity=quantity,
-                control_position=control_position,
-            )
-            for (
-                account_id,
-                currency,
-                card_id,
-                version,
-                card_hash,
-                line_id,
-                kind,
-                control_position,
-                _,
-            ), (amount_pico, quantity, first, end) in sorted(self._sums.items())
-        ]

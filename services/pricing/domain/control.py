@@ -24,12 +24,14 @@ from pricing.domain.card_life import CardLife
 from pricing.domain.catalogue import Catalogue, PublishedCard
 from pricing.domain.credit import KINDS, CreditState, grant_of
 from pricing.domain.operators import Operators
+from pricing.domain.periods import Periods
 from pricing.domain.rerating import Reratings, posting_of
-from pricing.domain.state import Account, Effects, Ignored, Key
+from pricing.domain.state import Account, Closed, Effects, Ignored, Key
 from pricing.domain.text import is_plain
 from pricing.domain.windows import LAST_US, MINUTE_US
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.pricing.v1 import card_records_pb2 as records
+from tollbook.pricing.v1 import commitment_pb2
 from tollbook.pricing.v1 import control_pb2 as control
 
 MAX_GRANT_PICO: Final = 10**30
@@ -119,6 +121,7 @@ class ControlState:
         self.operators = Operators()
         self.cards = CardLife(self.operators)
         self.reratings = Reratings(self.operators)
+        self.periods = Periods()
         self.credit = CreditState()
         self._secrets: set[bytes] = set()
         self._grants: set[str] = set()
@@ -168,6 +171,8 @@ class ControlState:
         try:
             leaf = leaves.decode(raw)
             recorded_ms = max(recorded_ms, leaf.timestamp_ms)
+            # In its place, not at the end: a leaf may come again, with its record beside it.
+            self._recorded_ms[position:] = [recorded_ms]
             record = None
             if leaf.disposition == ledger.DISPOSITION_ACCEPTED:
                 record = control.ControlRecord.FromString(record_in(leaf, aside))
@@ -175,7 +180,7 @@ class ControlState:
         except (leaves.LeafError, DecodeError) as error:
             why = f"not a control record: {error}"
         self.size = position + 1
-        self._recorded_ms.append(recorded_ms)
+        self._recorded_ms[position:] = [recorded_ms]
         effects.recorded.append((position, recorded_ms * 1000))
         if why:
             effects.ignored.append(Ignored(CONTROL_LOG, position, why))
@@ -233,6 +238,11 @@ class ControlState:
                 return self.reratings.plan(position, record.rerate_planned), None
             case "corrections_posted":
                 return self._correct(position, record.corrections_posted, effects), None
+            case "commitment_closed":
+                return self._close(position, record.commitment_closed, effects), None
+            case "signer_key_changed":
+                # For those who read checkpoints; no balance depends on who signs.
+                return None, None
             case _:
                 return "a change of a kind that this version does not know", None
 
@@ -310,6 +320,16 @@ class ControlState:
     ) -> str | None:
         why, entries = self.cards.publish(position, made)
         effects.cards += entries
+        return why
+
+    def _close(
+        self, position: int, made: commitment_pb2.CommitmentClosed, effects: Effects
+    ) -> str | None:
+        # Known by its own leaf's clock: no reader's.
+        recorded_ms = self._recorded_ms[-1]
+        why, terms = self.periods.close(position, made, recorded_ms, self.entries(position))
+        if terms is not None:
+            effects.closed.append(Closed(position, made.period, terms))
         return why
 
     def _correct(

@@ -54,8 +54,13 @@ TEXT_COLUMNS: Final = 20
 OUTCOME: Final = 0
 SECONDS: Final = 1
 NANOS: Final = 2
-GROUP: Final = 3
-NUMBER_COLUMNS: Final = 4
+CONTEXT: Final = 3
+"""Length of the context: all tokens that went in."""
+SEGMENT: Final = 4
+"""Of time, and BAND of context lengths: within both no price changes. Set by the caller."""
+BAND: Final = 5
+GROUP: Final = 6
+NUMBER_COLUMNS: Final = 7
 
 # Columns of `quantities`: six dimensions, place and length of the attribute, the counts, and where
 # they were added.
@@ -80,6 +85,8 @@ _VERSION: Final = leaves.VERSION
 _HEADER_BYTES: Final = leaves.HEADER_BYTES
 _MAX_LEAF_BYTES: Final = leaves.MAX_LEAF_BYTES
 _MAX_AMOUNT: Final = MAX_QUANTITY
+_TOKEN: Final = int(usage.UNIT_TOKEN)
+_IN: Final = int(usage.DIRECTION_IN)
 
 _FIELDS: Final = usage.UsageEvent.DESCRIPTOR.fields_by_name
 _UNREAD: Final = -2
@@ -250,8 +257,11 @@ def _event(
             elif number == _QUANTITIES:
                 if count == MAX_QUANTITIES or first + count == len(quantities):
                     return -1
-                if not _quantity(data, at, at + value, quantities[first + count]):
+                row = quantities[first + count]
+                if not _quantity(data, at, at + value, row):
                     return -1
+                if row[UNIT] == _TOKEN and row[UNIT + 1] == _IN:
+                    numbers[CONTEXT] += row[AMOUNT]
                 count += 1
             elif number == _EVENT_TIME:
                 if not _instant(data, at, at + value, numbers[SECONDS : NANOS + 1]):
@@ -340,8 +350,9 @@ def _hash_text(data: Any, state: Any, at: int, length: int) -> Any:
 def _same_group(data: Any, texts: Any, numbers: Any, one: int, other: int) -> bool:
     if numbers[one, OUTCOME] != numbers[other, OUTCOME]:
         return False
-    # The segment of time, which took the place of the seconds.
-    if numbers[one, SECONDS] != numbers[other, SECONDS]:
+    if numbers[one, SEGMENT] != numbers[other, SEGMENT]:
+        return False
+    if numbers[one, BAND] != numbers[other, BAND]:
         return False
     for column in range(ACCOUNT_ID, TRACE_ID, 2):
         if not _same_text(data, texts[one], texts[other], column):
@@ -355,7 +366,8 @@ def _group_of(
 ) -> int:
     """The group that an event belongs to; `groups` when it begins a new one."""
     state = _mix(np.uint64(14_695_981_039_346_656_037), numbers[index, OUTCOME])
-    state = _mix(state, numbers[index, SECONDS])
+    state = _mix(state, numbers[index, SEGMENT])
+    state = _mix(state, numbers[index, BAND])
     for column in range(ACCOUNT_ID, TRACE_ID, 2):
         state = _hash_text(data, state, texts[index, column], texts[index, column + 1])
     mask = np.uint64(len(table) - 1)
@@ -428,7 +440,6 @@ def scan(data: Any, starts: Any, status: Any, texts: Any, numbers: Any, quantiti
 @_compiled
 def add_up(
     data: Any,
-    edges_us: Any,
     status: Any,
     texts: Any,
     numbers: Any,
@@ -443,16 +454,13 @@ def add_up(
     """Sort what `scan` read into groups and cells, and add the counts up.
 
     `sums` has for each cell: amount, undelivered, first event, event after the
-    last. Gives how many groups and cells there are. Puts the segment of time
-    in the place of an event's seconds, its group and each quantity's cell into
-    their columns (-1 for a quantity of 0, which is nothing).
+    last. Gives how many groups and cells there are. Puts an event's group and
+    each quantity's cell into their columns; of a quantity of 0 the cell is -1.
     """
     groups = 0
     for index in range(len(status)):
         if status[index] != PLAIN:
             continue
-        time_us = numbers[index, SECONDS] * 1_000_000 + numbers[index, NANOS] // 1_000
-        numbers[index, SECONDS] = np.searchsorted(edges_us, time_us, side="right")
         group = _group_of(data, texts, numbers, index, table, group_sample, groups)
         if group == groups:
             group_requests[group] = 0

@@ -93,7 +93,7 @@ class Preview:
         return _unpriced(
             (place, entry)
             for place, entry in self._after.suspense.items()
-            if place not in before or len(before[place].event.leaves) < len(entry.event.leaves)
+            if place not in before or len(before[place].waiting) < len(entry.waiting)
         )
 
     def still_unpriced(self) -> list[Unpriced]:
@@ -120,6 +120,6 @@ class Preview:
 def _unpriced(entries: Iterable[tuple[tuple[str, int], Suspended]]) -> list[Unpriced]:
     counts: Counter[tuple[str, str]] = Counter()
     for _, entry in entries:
-        for part in entry.event.leaves:
+        for part in entry.unpriced:
             counts[entry.event.context.model, leaf_words(part.key)] += 1
     return [Unpriced(*name, entries) for name, entries in counts.most_common(_MAX_UNPRICED)]

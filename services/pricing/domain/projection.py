@@ -15,14 +15,17 @@ but for how postings are folded, and the same balances to the last unit.
 from __future__ import annotations
 
 from bisect import bisect_left
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
-from pricing.domain import books
+from kernel.placement import CONTROL_LOG
 from pricing.domain.batch import rate_run
+from pricing.domain.catalogue import PublishedCard
+from pricing.domain.charges import Charges
 from pricing.domain.control import ControlState
-from pricing.domain.events import Event, EventLeaf, read_event
+from pricing.domain.events import Event, read_event
+from pricing.domain.meters import Commitments, Layer, MeterKey, Meters, Month, MonthKey
 from pricing.domain.rating import RatedLeaf, rate_event
-from pricing.domain.state import Effects, Suspended
+from pricing.domain.state import Closed, Effects, Suspended
 
 
 class Projection:
@@ -31,6 +34,9 @@ class Projection:
     def __init__(self) -> None:
         self.control = ControlState()
         self.suspense: dict[tuple[str, int], Suspended] = {}
+        self.meters = Meters()
+        self.commitments = Commitments()
+        self._versions: dict[tuple[str, int], PublishedCard] = {}
 
     def apply_control(self, position: int, raw: bytes, aside: bytes = b"") -> Effects:
         """Apply the control log's leaf at `position`, which must be the next.
@@ -43,7 +49,20 @@ class Projection:
         concerns = self.control.apply(position, raw, aside, effects)
         if concerns is not None:
             self._release(position, effects, concerns)
+        for closed in effects.closed:
+            self._close(closed, effects)
         return effects
+
+    def _close(self, closed: Closed, effects: Effects) -> None:
+        """Bring every account that a card names to its minimum for a month."""
+        charges = self._charges(CONTROL_LOG)
+        card = closed.terms.card
+        for account_id in card.accounts:
+            account = self.control.account_at(account_id, closed.position)
+            if account is not None and account.currency == card.currency:
+                month = MonthKey(account_id, card.currency, card.card_id, closed.period)
+                charges.close_month(month, closed.terms, closed.position)
+        charges.finish(effects)
 
     def apply_usage(
         self, log: str, first_position: int, pin: int, data: Sequence[bytes]
@@ -59,46 +78,72 @@ class Projection:
             account = self.control.account_at(account_id, pin)
             return account.currency if account is not None else None
 
-        rated = rate_run(log, first_position, data, currency_of, self.control.catalogue(pin))
+        charges = self._charges(log)
+        catalogue = self.control.catalogue(pin)
+        rated = rate_run(log, first_position, data, currency_of, catalogue, charges)
         effects = rated.effects
-        charges = books.Charges(log)
         for position in rated.unpriced:
             raw = data[position - first_position]
             event = read_event(position, raw)
-            entry = Suspended(log, pin, event._replace(leaves=self._waiting(event, pin)), raw)
+            entry = Suspended(log, pin, event, self._waiting(event, pin), raw)
             rest = self._walk(entry, charges)
             if rest is not None:
                 self.suspense[rest.place] = rest
                 effects.suspended.append(rest)
-        effects.postings += charges.postings()
+        charges.finish(effects)
         return effects
+
+    def _charges(self, log: str) -> Charges:
+        return Charges(log, self.meters, self.commitments)
 
     def restore(self, log: str, position: int, pin: int, raw: bytes) -> None:
         """Put back an entry that waits at the control size applied now."""
         event = read_event(position, raw)
-        waiting = tuple(part.leaf for part, _ in self.receipt(event, pin) if part.priced is None)
-        self.suspense[log, position] = Suspended(log, pin, event._replace(leaves=waiting), raw)
+        waiting = tuple(
+            part.leaf_index for part, _ in self.receipt(event, pin) if part.priced is None
+        )
+        self.suspense[log, position] = Suspended(log, pin, event, waiting, raw)
 
-    def _rated(self, event: Event, control_size: int) -> tuple[RatedLeaf, ...] | None:
+    def restore_meter(self, key: MeterKey, layer: Layer, units: int) -> None:
+        """Put back a meter's count. Errors: ValueError when no such version is known."""
+        self.meters.put(key, layer, units, self._version(key.card_id, layer.version))
+
+    def restore_month(self, key: MonthKey, month: Month) -> None:
+        """Put back a committed month. Errors: ValueError when no such version is known."""
+        self.commitments.put(key, month, self._version(key.card_id, month.version))
+
+    def _version(self, card_id: str, version: int) -> PublishedCard:
+        known = self._versions.get((card_id, version))
+        if known is None:
+            entries = self.control.cards.entries(self.control.size)
+            self._versions = {(one.card.card_id, one.version): one for one in entries}
+            known = self._versions.get((card_id, version))
+        if known is None:
+            raise ValueError(f"card {card_id!r} version {version} is not in the control log")
+        return known
+
+    def _rated(
+        self, event: Event, control_size: int, only: Collection[int] | None = None
+    ) -> tuple[RatedLeaf, ...] | None:
         """The event rated as known at a control size; None while its account is not known."""
         account = self.control.account_at(event.account_id, control_size)
         if account is None:
             return None
-        return rate_event(event, account.currency, self.control.catalogue(control_size))
+        return rate_event(event, account.currency, self.control.catalogue(control_size), only)
 
-    def _waiting(self, event: Event, control_size: int) -> tuple[EventLeaf, ...]:
-        """The leaves of an event that have no price at a control size."""
+    def _waiting(self, event: Event, control_size: int) -> tuple[int, ...]:
+        """Indexes of the leaves of an event that have no price at a control size."""
         rated = self._rated(event, control_size)
         if rated is None:
-            return tuple(part for part in event.leaves if part.amount)
-        return tuple(part.leaf for part in rated if part.priced is None)
+            return tuple(index for index, part in enumerate(event.leaves) if part.amount)
+        return tuple(part.leaf_index for part in rated if part.priced is None)
 
     def _changes_from(self, control_size: int) -> list[int]:
         """Positions of the control log, from a size on, that may have priced something."""
         changes = self.control.price_changes
         return changes[bisect_left(changes, control_size) :]
 
-    def _walk(self, entry: Suspended, charges: books.Charges) -> Suspended | None:
+    def _walk(self, entry: Suspended, charges: Charges) -> Suspended | None:
         """Give a new entry every release that records applied already hold for it."""
         rest: Suspended | None = entry
         for position in self._changes_from(entry.pin):
@@ -109,11 +154,11 @@ class Projection:
 
     def _release(self, position: int, effects: Effects, account_id: str) -> None:
         """Rate what waits and the control record at `position` gave a price to."""
-        charges: dict[str, books.Charges] = {}
+        charges: dict[str, Charges] = {}
         for place, entry in sorted(self.suspense.items()):
             if account_id and entry.event.account_id != account_id:
                 continue
-            of_log = charges.setdefault(entry.log, books.Charges(entry.log))
+            of_log = charges.setdefault(entry.log, self._charges(entry.log))
             rest = self._try_release(entry, position, of_log)
             if rest is None:
                 del self.suspense[place]
@@ -121,15 +166,13 @@ class Projection:
             else:
                 self.suspense[place] = rest
         for of_log in charges.values():
-            effects.postings += of_log.postings()
+            of_log.finish(effects)
 
-    def _try_release(
-        self, entry: Suspended, position: int, charges: books.Charges
-    ) -> Suspended | None:
+    def _try_release(self, entry: Suspended, position: int, charges: Charges) -> Suspended | None:
         """Rate an entry as known just after a control position: what still waits, or None."""
         event = entry.event
         account = self.control.account_at(event.account_id, position + 1)
-        rated = self._rated(event, position + 1)
+        rated = self._rated(event, position + 1, entry.waiting)
         if rated is None or account is None:
             return entry
         for part in rated:
@@ -138,15 +181,14 @@ class Projection:
                     event.account_id,
                     account.currency,
                     part.priced,
-                    part.outcome_rule,
-                    part.leaf.amount,
-                    part.leaf.undelivered,
+                    part.charged,
+                    part.amount_pico,
                     event.position,
                     event.position + 1,
                     position,
                 )
-        waiting = tuple(part.leaf for part in rated if part.priced is None)
-        return entry._replace(event=event._replace(leaves=waiting)) if waiting else None
+        waiting = tuple(part.leaf_index for part in rated if part.priced is None)
+        return entry._replace(waiting=waiting) if waiting else None
 
     def receipt(self, event: Event, pin: int) -> tuple[tuple[RatedLeaf, int], ...]:
         """Rate one event again: each leaf with the control size it was rated under.
@@ -154,16 +196,18 @@ class Projection:
         A leaf that waits still has `priced` None and the size applied now.
         """
         answers: list[tuple[RatedLeaf, int]] = []
-        sizes = [pin, *(position + 1 for position in self._changes_from(pin))]
-        for part in event.leaves:
-            if part.amount == 0:
-                continue
-            single = event._replace(leaves=(part,))
-            found = RatedLeaf(part, 0, "", None, 0), self.control.size
-            for size in sizes:
-                rated = self._rated(single, size)
-                if rated is not None and rated[0].priced is not None:
-                    found = rated[0], size
-                    break
-            answers.append(found)
-        return tuple(answers)
+        waiting = {index: part for index, part in enumerate(event.leaves) if part.amount}
+        for size in (pin, *(position + 1 for position in self._changes_from(pin))):
+            if not waiting:
+                break
+            for part in self._rated(event, size, waiting) or ():
+                if part.priced is not None:
+                    answers.append((part, size))
+            for part, _ in answers:
+                waiting.pop(part.leaf_index, None)
+        answers += (
+            (RatedLeaf(leaf, 0, "", None, 0, index), self.control.size)
+            for index, leaf in waiting.items()
+        )
+        # By leaf; what is on top of one stands after it, as it was rated.
+        return tuple(sorted(answers, key=lambda answer: answer[0].leaf_index))

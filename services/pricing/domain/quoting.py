@@ -8,10 +8,12 @@ time, rating the event gives no more.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Final, NamedTuple
 
-from pricing.domain.catalogue import Catalogue
+from pricing.domain.catalogue import Catalogue, Priced
 from pricing.domain.dimensions import Context, LeafKey
+from pricing.domain.prices import fixed_pico, most_of_one_pico
 
 _PLAIN_IN: Final = LeafKey("token", "in", "text", "none", "default", "plain", "")
 _PLAIN_OUT: Final = _PLAIN_IN._replace(direction="out")
@@ -58,9 +60,21 @@ def quote(bound: Bound, account_id: str, currency: str, catalogue: Catalogue) ->
         prices = [
             catalogue.price(account_id, currency, segment, bound.context, key) for key in leaves
         ]
-        amount_pico += tokens * max(
-            (found.line.price_pico for found in prices if found is not None), default=0
-        )
+        amount_pico += most_pico(tokens, [found for found in prices if found is not None])
         # The first of them is the ordinary one, which all cards must price.
         unpriced = unpriced or prices[0] is None
     return Quote(amount_pico, unpriced)
+
+
+def most_pico(units: int, prices: Iterable[Priced]) -> int:
+    """The most that units cost, of which each may be charged by any of some prices.
+
+    However they are shared out: each unit by the dearest of them, and once
+    what each may charge whatever the count (a package begun, a minimum).
+    """
+    dearest_pico = fixed = 0
+    for found in prices:
+        together = (found, *found.surcharges)
+        dearest_pico = max(dearest_pico, sum(most_of_one_pico(one.price) for one in together))
+        fixed += sum(fixed_pico(one.price) for one in together)
+    return units * dearest_pico + fixed

@@ -8,7 +8,8 @@ from typing import Final, NamedTuple
 from pricing.domain.books import Posting
 from pricing.domain.catalogue import PublishedCard
 from pricing.domain.credits import NEVER_US
-from pricing.domain.events import Event, Reading
+from pricing.domain.events import Event, EventLeaf, Reading
+from pricing.domain.meters import Layer, MeterKey, MonthKey
 
 
 class Account(NamedTuple):
@@ -85,7 +86,8 @@ class Suspended(NamedTuple):
     log: str
     pin: int
     event: Event
-    """Its `leaves` are those that wait, and no others."""
+    waiting: tuple[int, ...]
+    """Indexes of the event's leaves that wait."""
     raw: bytes
     """The log's leaf, from which all of this can be had again."""
 
@@ -93,6 +95,11 @@ class Suspended(NamedTuple):
     def place(self) -> tuple[str, int]:
         """(log, position)"""
         return self.log, self.event.position
+
+    @property
+    def unpriced(self) -> tuple[EventLeaf, ...]:
+        """The leaves that wait."""
+        return tuple(self.event.leaves[index] for index in self.waiting)
 
 
 class Ignored(NamedTuple):
@@ -111,6 +118,36 @@ class Applied(NamedTuple):
     event_id: str
     trace_id: bytes
     span_id: bytes
+
+
+class MeterMove(NamedTuple):
+    """Units that a run counted on a meter, and what the meter stood at before."""
+
+    key: MeterKey
+    before: tuple[tuple[Layer, int], ...]
+    units: tuple[tuple[Layer, int], ...]
+    log: str
+    from_position: int
+    to_position: int
+    control_position: int
+    """As in a posting."""
+
+
+class Closed(NamedTuple):
+    """A month that a control record closed, and the version whose terms hold."""
+
+    position: int
+    period: str
+    terms: PublishedCard
+
+
+class MonthMove(NamedTuple):
+    """Charges that count towards a month's commitment, or its closing."""
+
+    key: MonthKey
+    version: int
+    amount_pico: int
+    closes: bool
 
 
 class Use(NamedTuple):
@@ -225,6 +262,9 @@ class Effects:
     used: dict[Use, Used] = field(default_factory=dict)
     """What was used and charged, by minute and everything it can be asked for by."""
     ignored: list[Ignored] = field(default_factory=list)
+    closed: list[Closed] = field(default_factory=list)
+    meter_moves: list[MeterMove] = field(default_factory=list)
+    month_moves: list[MonthMove] = field(default_factory=list)
 
     def use(self, use: Use, amount: int, charged: int, amount_pico: int) -> None:
         """Add to what was used: units, units charged, and their charge in pico-units."""

@@ -7,7 +7,7 @@ with them or without, batch.py comes to the same.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Any, Final, NamedTuple
 
@@ -35,7 +35,8 @@ def prepare() -> None:
     global _loops
     from pricing.domain import loops
 
-    _tally(loops, [leaves.encode(ledger.DISPOSITION_ACCEPTED, 0, 0, 0, b"", b"")], ())
+    raw = leaves.encode(ledger.DISPOSITION_ACCEPTED, 0, 0, 0, b"", b"")
+    _tally(loops, [raw], np.zeros_like, ())
     _loops = loops
 
 
@@ -85,6 +86,7 @@ class Tally:
         self._quantities = quantities
         self._groups = groups
         self._cells = cells
+        self._by_cell: tuple[Numbers, Numbers] | None = None
 
     def odd(self) -> list[int]:
         """Indexes of leaves that were not read here."""
@@ -124,6 +126,33 @@ class Tally:
         found: list[int] = np.unique(rows[:, self._loops.OWNER]).tolist()
         return found
 
+    def counts_of(self, cell: int) -> list[tuple[int, int, int]]:
+        """(amount, undelivered, how often) of a cell's single quantities."""
+        rows = self._rows_of(cell)
+        at = self._loops
+        pairs = self._quantities[rows][:, [at.AMOUNT, at.UNDELIVERED]]
+        found, times = np.unique(pairs, axis=0, return_counts=True)
+        return [
+            (amount, undelivered, often)
+            for (amount, undelivered), often in zip(found.tolist(), times.tolist(), strict=True)
+        ]
+
+    def owners_of(self, cell: int) -> list[int]:
+        """Indexes of the events with a quantity in a cell, in order, each once."""
+        found: list[int] = np.unique(
+            self._quantities[self._rows_of(cell), self._loops.OWNER]
+        ).tolist()
+        return found
+
+    def _rows_of(self, cell: int) -> Numbers:
+        if self._by_cell is None:
+            column = self._quantities[:, self._loops.CELL]
+            order = np.argsort(column, kind="stable")
+            self._by_cell = order, column[order]
+        order, sorted_cells = self._by_cell
+        first, end = np.searchsorted(sorted_cells, [cell, cell + 1])
+        return order[first:end]
+
     def applied(self, first_position: int, account_ids: Sequence[str]) -> Iterator[Applied]:
         """Every event that was read, in order; `account_ids` are the groups'."""
         at = self._loops
@@ -152,19 +181,28 @@ class Tally:
         return self._joined[at : at + length].decode("ascii")
 
 
-def tally(data: Sequence[bytes], edges_us: Sequence[int]) -> Tally:
+def tally(
+    data: Sequence[bytes], segments_of: Callable[[Numbers], Numbers], context_bounds: Sequence[int]
+) -> Tally:
     """Add up a run of at most MAX_LEAVES leaves. Errors: ValueError for more, or before `prepare`.
 
-    `edges_us` are the instants, in order, at which prices may change.
+    `segments_of` gives numbers of the stretches of time that instants in
+    microseconds fall in; `context_bounds` are context lengths, in order, from
+    which on prices may differ.
     """
     if _loops is None:
         raise ValueError("prepare() was not called")
     if len(data) > MAX_LEAVES:
         raise ValueError(f"{len(data)} leaves are more than {MAX_LEAVES}")
-    return _tally(_loops, data, edges_us)
+    return _tally(_loops, data, segments_of, context_bounds)
 
 
-def _tally(loops: Any, data: Sequence[bytes], edges_us: Sequence[int]) -> Tally:
+def _tally(
+    loops: Any,
+    data: Sequence[bytes],
+    segments_of: Callable[[Numbers], Numbers],
+    context_bounds: Sequence[int],
+) -> Tally:
     count = len(data)
     joined = b"".join(data)
     flat = np.frombuffer(joined, dtype=np.uint8)
@@ -176,13 +214,17 @@ def _tally(loops: Any, data: Sequence[bytes], edges_us: Sequence[int]) -> Tally:
     room = np.empty((count * _QUANTITIES_A_LEAF, loops.QUANTITY_COLUMNS), dtype=np.int64)
     used = loops.scan(flat, starts, status, texts, numbers, room)
     quantities = room[:used]
+    plain = status == loops.PLAIN
+    times_us = numbers[plain, loops.SECONDS] * 1_000_000 + numbers[plain, loops.NANOS] // 1_000
+    numbers[plain, loops.SEGMENT] = segments_of(times_us)
+    bounds = np.array(context_bounds, dtype=np.int64)
+    numbers[plain, loops.BAND] = np.searchsorted(bounds, numbers[plain, loops.CONTEXT], "right")
     group_sample = np.empty(count, dtype=np.int64)
     group_requests = np.empty(count, dtype=np.int64)
     cell_sample = np.empty(used, dtype=np.int64)
     sums = np.empty((used, 4), dtype=np.int64)
     groups, cells = loops.add_up(
         flat,
-        np.array(edges_us, dtype=np.int64),
         status,
         texts,
         numbers,

@@ -220,5 +220,5 @@ class Rerating:
         return sum(
             1
             for place, entry in self._after.suspense.items()
-            if place not in before or len(entry.event.leaves) > len(before[place].event.leaves)
+            if place not in before or len(entry.waiting) > len(before[place].waiting)
         )

@@ -53,6 +53,7 @@ FULL = """
 card: full
 purpose: cost
 currency: EUR
+accounts: [acme]
 effective_from: 2026-01-01T00:00:00Z
 timezone: Europe/Berlin
 time_windows:
@@ -108,32 +109,32 @@ def test_a_plain_cards_document_is_as_it_was_before_there_was_more() -> None:
 @pytest.mark.parametrize(
     ("was", "becomes", "place", "message"),
     [
-        ("Europe/Berlin", "Europe/Atlantis", "line 6,", "no time zone"),
-        ("Europe/Berlin", "../secret", "line 6,", "no time zone"),
+        ("Europe/Berlin", "Europe/Atlantis", "line 7,", "no time zone"),
+        ("Europe/Berlin", "../secret", "line 7,", "no time zone"),
         ("purpose: cost", "purpose: gift", "line 3,", "'purpose' is"),
-        ("to: 06:00", "to: 22:00", "line 8,", "'to' is not 'from'"),
-        ("to: 06:00", "to: 25:00", "line 8,", "'to' is 00:00:01 to 24:00"),
-        ("[mon, fri]", "[mon, someday]", "line 9,", "none of mon"),
-        ("time_window: night", "time_window: dawn", "line 12,", "no time window"),
-        ("factor: 0.5", "factor: -0.5", "line 11,", "'factor' is a decimal"),
-        ("factor: 0.5", "factor: 1001", "line 11,", "'factor' is 0 to 1000"),
-        ("service_tier: flex", "service_tier: '*'", "line 11,", "'*' is for"),
-        ("[parent_class, base_model, suspense]", "[somehow]", "line 13,", "'fallback' is"),
-        ("maximum: 1000", "maximum: 10", "line 14,", "not below 'minimum'"),
-        ("boundary: gte", "boundary: about", "line 23,", "'boundary' is"),
-        ("mode: whole_request", "mode: volume", "line 22,", "'mode' of tiers by context_length"),
-        ("over: 200_000", "over: 0", "line 24,", "from 1 to"),
-        ("price: 6.00}", "price: -6.00}", "line 24,", "not negative"),
+        ("to: 06:00", "to: 22:00", "line 9,", "'to' is not 'from'"),
+        ("to: 06:00", "to: 25:00", "line 9,", "'to' is 00:00:01 to 24:00"),
+        ("[mon, fri]", "[mon, someday]", "line 10,", "none of mon"),
+        ("time_window: night", "time_window: dawn", "line 13,", "no time window"),
+        ("factor: 0.5", "factor: -0.5", "line 12,", "'factor' is a decimal"),
+        ("factor: 0.5", "factor: 1001", "line 12,", "'factor' is 0 to 1000"),
+        ("service_tier: flex", "service_tier: '*'", "line 12,", "'*' is for"),
+        ("[parent_class, base_model, suspense]", "[somehow]", "line 14,", "'fallback' is"),
+        ("maximum: 1000", "maximum: 10", "line 15,", "not below 'minimum'"),
+        ("boundary: gte", "boundary: about", "line 24,", "'boundary' is"),
+        ("mode: whole_request", "mode: volume", "line 23,", "'mode' of tiers by context_length"),
+        ("over: 200_000", "over: 0", "line 25,", "from 1 to"),
+        ("price: 6.00}", "price: -6.00}", "line 25,", "not negative"),
         (
             "mode: graduated, steps: [{over: 1_000_000, price: 12.00}]",
             "mode: volume, steps: [{over: 1_000_000, price: 16.00}]",
-            "line 29,",
+            "line 30,",
             "prices only fall",
         ),
-        ("included: 1000", "included: 0", "line 30,", "1 or more"),
-        ("package: 10,", "package: 10, per: 1000,", "line 34,", "no 'per'"),
-        ("surcharge: true, percentage: 10", "surcharge: true", "line 36,", "one of them"),
-        ("rounding: half_even", "rounding: exact", "line 33,", "no whole number"),
+        ("included: 1000", "included: 0", "line 31,", "1 or more"),
+        ("package: 10,", "package: 10, per: 1000,", "line 35,", "no 'per'"),
+        ("surcharge: true, percentage: 10", "surcharge: true", "line 37,", "one of them"),
+        ("rounding: half_even", "rounding: exact", "line 34,", "no whole number"),
     ],
 )
 def test_what_a_feature_must_keep_is_named_by_its_place(

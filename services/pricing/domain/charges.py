@@ -1,0 +1,291 @@
+"""Charges of a run of one log, folded by account, card line and rule into postings.
+
+What a month decides goes through its meters and commitments (meters.py), once
+for the run; the rest is added up as it comes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+from pricing.domain import books
+from pricing.domain.books import NO_CONTROL, Posting
+from pricing.domain.catalogue import Priced, PublishedCard
+from pricing.domain.meters import Commitments, Layer, MeterKey, Meters, MonthKey, meter_of
+from pricing.domain.state import Effects, MeterMove, MonthMove
+
+# A posting's quantity is a 64-bit number in the contract: a fold stops well
+# before it would not fit, and goes on in another posting.
+_MAX_QUANTITY: Final = 2**62
+
+_ChargeKey = tuple[str, str, str, int, bytes, str, str, int, str, str]
+
+
+@dataclass(slots=True)
+class _Units:
+    """Units of one layer in a run."""
+
+    priced: Priced
+    units: int
+    first: int
+    end: int
+
+
+class Charges:
+    """Charges of a run of one log."""
+
+    def __init__(self, log: str, meters: Meters, commitments: Commitments) -> None:
+        self._log = log
+        self._meters = meters
+        self._commitments = commitments
+        self._sums: dict[tuple[_ChargeKey, int], list[int]] = {}
+        self._overflows = 0
+        self._units: dict[tuple[int, MeterKey], dict[Layer, _Units]] = {}
+        self._months: dict[tuple[int, MonthKey, int], tuple[PublishedCard, list[int]]] = {}
+        self._back: list[Posting] = []
+        self._effects = Effects()
+
+    def add(
+        self,
+        account_id: str,
+        currency: str,
+        priced: Priced,
+        quantity: int,
+        amount_pico: int,
+        first: int,
+        end: int,
+        control_position: int = NO_CONTROL,
+    ) -> None:
+        """Charge a count of units at positions [first, end). What comes to 0 is no posting.
+
+        Of a metered line the amount is found when the run is finished.
+        """
+        if not quantity:
+            return
+        if priced.price.is_metered:
+            key, layer = meter_of(account_id, currency, priced)
+            layers = self._units.setdefault((control_position, key), {})
+            found = layers.get(layer)
+            if found is None:
+                layers[layer] = _Units(priced, quantity, first, end)
+            else:
+                found.units += quantity
+                found.first = min(found.first, first)
+                found.end = max(found.end, end)
+            return
+        kind = books.USAGE if control_position == NO_CONTROL else books.SUSPENSE
+        self._charge(
+            (account_id, currency),
+            priced.published,
+            (priced.line.line_id, priced.rule_text, priced.period),
+            kind,
+            quantity,
+            amount_pico,
+            (first, end, control_position),
+        )
+
+    def _charge(
+        self,
+        whose: tuple[str, str],
+        known: PublishedCard,
+        what: tuple[str, str, str],
+        kind: str,
+        quantity: int,
+        amount_pico: int,
+        where: tuple[int, int, int],
+    ) -> None:
+        """Add an amount that is not below 0."""
+        if not amount_pico:
+            return
+        account_id, currency = whose
+        line_id, rule, period = what
+        first, end, control_position = where
+        card = known.card
+        key = (
+            account_id,
+            currency,
+            card.card_id,
+            known.version,
+            known.content_hash,
+            line_id,
+            kind,
+            control_position,
+            rule,
+            period,
+        )
+        if card.commitment is not None and kind != books.COMMITMENT:
+            self._count_month(whose, known, period, amount_pico, where)
+        sums = self._sums.get((key, 0))
+        if sums is None:
+            self._sums[key, 0] = [amount_pico, quantity, first, end]
+        elif sums[1] + quantity > _MAX_QUANTITY:
+            self._overflows += 1
+            self._sums[key, self._overflows] = sums
+            self._sums[key, 0] = [amount_pico, quantity, first, end]
+        else:
+            sums[0] += amount_pico
+            sums[1] += quantity
+            sums[2] = min(sums[2], first)
+            sums[3] = max(sums[3], end)
+
+    def _count_month(
+        self,
+        whose: tuple[str, str],
+        known: PublishedCard,
+        period: str,
+        amount_pico: int,
+        where: tuple[int, int, int],
+    ) -> None:
+        first, end, control_position = where
+        month = MonthKey(*whose, known.card.card_id, period)
+        place = control_position, month, known.version
+        sums = self._months.setdefault(place, (known, [0, first, end]))[1]
+        sums[0] += amount_pico
+        sums[1] = min(sums[1], first)
+        sums[2] = max(sums[2], end)
+
+    def finish(self, effects: Effects) -> None:
+        """Put the postings, and how meters moved, into a step's effects. Once for a run."""
+        self._through_the_months()
+        effects.postings += self._postings()
+        effects.meter_moves += self._effects.meter_moves
+        effects.month_moves += self._effects.month_moves
+
+    def _through_the_months(self) -> None:
+        for (control_position, key), layers in sorted(
+            self._units.items(), key=lambda item: item[0]
+        ):
+            self._meter(control_position, key, layers)
+        for (control_position, month, _), (known, (amount_pico, first, end)) in sorted(
+            self._months.items(), key=lambda item: item[0]
+        ):
+            self._month(month, known, amount_pico, (first, end, control_position))
+
+    def _postings(self) -> list[Posting]:
+        """In an order that depends on nothing but what was added."""
+        return [
+            Posting(
+                kind=kind,
+                debit=books.customer(account_id),
+                credit=books.revenue(account_id),
+                currency=currency,
+                amount_pico=amount_pico,
+                log=self._log,
+                from_position=first,
+                to_position=end,
+                card_id=card_id,
+                card_version=version,
+                card_hash=card_hash,
+                line_id=line_id,
+                quantity=quantity,
+                control_position=control_position,
+                rule=rule,
+                period=period,
+            )
+            for (
+                (
+                    account_id,
+                    currency,
+                    card_id,
+                    version,
+                    card_hash,
+                    line_id,
+                    kind,
+                    control_position,
+                    rule,
+                    period,
+                ),
+                _,
+            ), (amount_pico, quantity, first, end) in sorted(self._sums.items())
+        ] + sorted(self._back)
+
+    def _meter(self, control_position: int, key: MeterKey, layers: dict[Layer, _Units]) -> None:
+        """Count a meter's units, and charge every change of cost they make."""
+        first = min(found.first for found in layers.values())
+        end = max(found.end for found in layers.values())
+        before = tuple(sorted(self._meters.counts.get(key, {}).items()))
+        whose = key.account_id, key.currency
+        units = {layer: (found.units, found.priced) for layer, found in layers.items()}
+        for change in self._meters.add(key, units):
+            layer, counted = change.layer, layers.get(change.layer)
+            what = layer.line_id, layer.rule, key.period
+            where = first, end, control_position
+            if counted is None or change.amount_pico < 0:
+                self._adjust(whose, change.known, what, change.amount_pico, where)
+                continue
+            kind = books.USAGE if control_position == NO_CONTROL else books.SUSPENSE
+            where = counted.first, counted.end, control_position
+            self._charge(whose, change.known, what, kind, change.units, change.amount_pico, where)
+        self._effects.meter_moves.append(
+            MeterMove(
+                key,
+                before,
+                tuple(sorted((layer, found.units) for layer, found in layers.items())),
+                self._log,
+                first,
+                end,
+                control_position,
+            )
+        )
+
+    def _adjust(
+        self,
+        whose: tuple[str, str],
+        known: PublishedCard,
+        what: tuple[str, str, str],
+        amount_pico: int,
+        where: tuple[int, int, int],
+        kind: str = books.ADJUSTMENT,
+    ) -> None:
+        """Post what other charges cost more or less because of this run."""
+        if amount_pico > 0:
+            self._charge(whose, known, what, kind, 0, amount_pico, where)
+            return
+        if not amount_pico:
+            return
+        account_id, currency = whose
+        line_id, rule, period = what
+        first, end, control_position = where
+        if known.card.commitment is not None and kind != books.COMMITMENT:
+            self._count_month(whose, known, period, amount_pico, where)
+        self._back.append(
+            Posting(
+                kind=kind,
+                debit=books.revenue(account_id),
+                credit=books.customer(account_id),
+                currency=currency,
+                amount_pico=-amount_pico,
+                log=self._log,
+                from_position=first,
+                to_position=end,
+                card_id=known.card.card_id,
+                card_version=known.version,
+                card_hash=known.content_hash,
+                line_id=line_id,
+                control_position=control_position,
+                rule=rule,
+                period=period,
+            )
+        )
+
+    def _month(
+        self, month: MonthKey, known: PublishedCard, amount_pico: int, where: tuple[int, int, int]
+    ) -> None:
+        """Count charges of a month with a commitment, and post what that adds."""
+        added_pico, terms = self._commitments.charge(month, known, amount_pico)
+        self._effects.month_moves.append(MonthMove(month, known.version, amount_pico, False))
+        self._commit(month, terms, added_pico, where)
+
+    def close_month(self, month: MonthKey, known: PublishedCard, position: int) -> None:
+        """Close a month by the control record at `position` of this log, the control log."""
+        added_pico, terms = self._commitments.close(month, known)
+        self._effects.month_moves.append(MonthMove(month, known.version, 0, True))
+        self._commit(month, terms, added_pico, (position, position + 1, position))
+
+    def _commit(
+        self, month: MonthKey, terms: PublishedCard, added_pico: int, where: tuple[int, int, int]
+    ) -> None:
+        what = "", "commitment", month.period
+        whose = month.account_id, month.currency
+        self._adjust(whose, terms, what, added_pico, where, books.COMMITMENT)

@@ -1,0 +1,186 @@
+"""The laws of rating, on cards and usage at random."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from tests.unit.pricing import at_random, naive
+from tests.unit.pricing import builders as make
+
+from pricing.domain import batch, books, tally
+from pricing.domain.card import Card
+from pricing.domain.replay import Replay
+from tollbook.usage.v1 import usage_pb2 as usage
+
+LOG = "usage-0"
+some_events = st.lists(st.integers(0, 10**9), max_size=14).flatmap(
+    lambda seeds: st.tuples(*(at_random.events(index) for index in range(len(seeds))))
+)
+few = settings(
+    max_examples=120,
+    deadline=None,
+    suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow],
+)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def loops() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        # However short a run: what is tested is that the loops come to the same.
+        patch.setattr(batch, "MIN_LEAVES", 1)
+        tally.prepare()
+        yield
+    tally._loops = None
+
+
+def opened(*cards: Card) -> Replay:
+    replay = Replay()
+    for position, account in enumerate(("acme", "bolt")):
+        replay.apply_control(position, make.account(position, account))
+    for position, card in enumerate(cards, 2):
+        effects = replay.apply_control(
+            position, make.control(position, rate_card_published=make.published(card, position - 1))
+        )
+        assert not effects.ignored, effects.ignored
+    return replay
+
+
+def charged(replay: Replay) -> dict[str, int]:
+    prefix = books.revenue("")
+    return {
+        account.removeprefix(prefix): amount
+        for (account, _), amount in replay.balances.items()
+        if account.startswith(prefix) and amount
+    }
+
+
+def feed(replay: Replay, data: list[bytes], size: int) -> list[books.Posting]:
+    postings: list[books.Posting] = []
+    for at in range(0, len(data), size):
+        effects = replay.apply_usage(LOG, at, replay.sizes["control"], data[at : at + size])
+        assert not effects.ignored
+        postings += effects.postings
+    return postings
+
+
+def leaves_of(events: tuple[usage.UsageEvent, ...]) -> list[bytes]:
+    return [at_random.usage_leaf(index, event) for index, event in enumerate(events)]
+
+
+@few
+@given(st.lists(at_random.random_cards(), min_size=1, max_size=2), some_events)
+def test_a_run_costs_what_paper_says(
+    versions: list[Card], events: tuple[usage.UsageEvent, ...]
+) -> None:
+    paper = naive.Books([naive.Known(card, number) for number, card in enumerate(versions, 1)])
+    for event in events:
+        paper.add(event)
+    for compiled in (True, False):
+        replay = opened(*versions)
+        if compiled:
+            feed(replay, leaves_of(events), 100)
+        else:
+            loops, tally._loops = tally._loops, None
+            try:
+                feed(replay, leaves_of(events), 100)
+            finally:
+                tally._loops = loops
+        assert charged(replay) == paper.totals()
+        assert replay.suspense() == paper.unpriced
+
+
+@few
+@given(
+    st.lists(at_random.random_cards(), min_size=1, max_size=2),
+    some_events,
+    st.lists(st.integers(1, 5), min_size=1, max_size=4),
+    st.integers(0, 3),
+    st.randoms(use_true_random=False),
+)
+def test_no_cut_and_no_order_of_the_logs_changes_a_byte(
+    versions: list[Card],
+    events: tuple[usage.UsageEvent, ...],
+    sizes: list[int],
+    late: int,
+    random: object,
+) -> None:
+    """Two logs, each account in one; a card that comes when part of them is read."""
+    logs: dict[str, list[bytes]] = {"usage-0": [], "usage-1": []}
+    for event in events:
+        log = logs["usage-0" if event.account_id == "acme" else "usage-1"]
+        log.append(at_random.usage_leaf(len(log), event))
+    last = make.control(
+        2 + len(versions) - 1,
+        rate_card_published=make.published(versions[-1], len(versions)),
+    )
+    before = versions[:-1]
+
+    def read(order: list[str], sizes: list[int], late: int) -> Replay:
+        replay = opened(*before)
+        pin = replay.sizes["control"]
+        at = dict.fromkeys(logs, 0)
+        for steps, name in enumerate(order):
+            if steps == late:
+                replay.apply_control(pin, last)
+            size = sizes[steps % len(sizes)]
+            part = logs[name][at[name] : at[name] + size]
+            if part:
+                replay.apply_usage(name, at[name], pin, part)
+                at[name] += len(part)
+        if replay.sizes["control"] == pin:
+            replay.apply_control(pin, last)
+        for name, data in logs.items():
+            if at[name] < len(data):
+                replay.apply_usage(name, at[name], pin, data[at[name] :])
+        return replay
+
+    order = ["usage-0", "usage-1"] * 8
+    random.shuffle(order)  # type: ignore[attr-defined]
+    one = read(["usage-0", "usage-1"], [100], 9)
+    other = read(order, sizes, late)
+    assert one.digest() == other.digest()
+    assert one.projection.meters.counts == other.projection.meters.counts
+    assert one.projection.commitments.months == other.projection.commitments.months
+    assert sum(one.balances.values()) == 0
+
+
+@few
+@given(at_random.random_cards(), some_events, st.integers(0, 14))
+def test_without_months_two_parts_cost_their_sum(
+    card: Card, events: tuple[usage.UsageEvent, ...], cut: int
+) -> None:
+    if card.commitment is not None or any(line.is_metered for line in card.lines):
+        return
+    sums: dict[str, int] = {}
+    for part in (events[:cut], events[cut:]):
+        replay = opened(card)
+        feed(replay, leaves_of(part), 100)
+        for account, amount in charged(replay).items():
+            sums[account] = sums.get(account, 0) + amount
+    whole = opened(card)
+    feed(whole, leaves_of(events), 100)
+    assert charged(whole) == sums
+
+
+@few
+@given(at_random.random_cards(), some_events)
+def test_usage_never_yields_a_credit(card: Card, events: tuple[usage.UsageEvent, ...]) -> None:
+    """No usage posting gives; and an account's charges never fall by what it uses."""
+    replay = opened(card)
+    before: dict[str, int] = {}
+    falling = any(line.tiers is not None and line.tiers.mode == "volume" for line in card.lines)
+    stacked = any(line.meter for line in card.lines) or card.multipliers
+    for posting in feed(replay, leaves_of(events), 1):
+        if posting.kind in (books.USAGE, books.SUSPENSE):
+            assert posting.debit.startswith("account:")
+    replay = opened(card)
+    for at, raw in enumerate(leaves_of(events)):
+        replay.apply_usage(LOG, at, 3, [raw])
+        now = charged(replay)
+        assert all(amount >= 0 for amount in now.values())
+        if not falling and not stacked and not any(line.multipliers for line in card.lines):
+            assert all(now.get(account, 0) >= amount for account, amount in before.items())
+        before = now

@@ -558,10 +558,14 @@ class SimulatedSource:
 class World:
     """One run."""
 
-    def __init__(self, seed: int, breaks: str = "", trace: bool = False) -> None:
+    def __init__(
+        self, seed: int, breaks: str = "", trace: bool = False, kill: float | None = None
+    ) -> None:
         self.seed = seed
         self.rng = random.Random(seed)
         self.faults = Faults.drawn(self.rng)
+        if kill is not None:
+            self.faults.kill = kill
         self.loop = SimulatedLoop(self.rng)
         self.trace: list[str] = []
         self._tell = trace
@@ -836,9 +840,14 @@ _BROKEN: Final[dict[str, type[Database]]] = {
 }
 
 
-def simulate(seed: int, breaks: str = "", trace: bool = False) -> list[str]:
-    """Run one seed; gives what happened. Errors: Violation."""
-    world = World(seed, breaks, trace)
+def simulate(
+    seed: int, breaks: str = "", trace: bool = False, kill: float | None = None
+) -> list[str]:
+    """Run one seed; gives what happened. `kill`: that fault's rate, whatever the seed says.
+
+    Errors: Violation.
+    """
+    world = World(seed, breaks, trace, kill)
     world.run()
     return world.trace
 

@@ -429,13 +429,13 @@ class LedgerWorld:
 
     # Checking -----------------------------------------------------------------------------
 
-    async def check(self, *, complete: bool = True) -> int:
+    async def check(self, *, complete: bool = True, wait_s: float = WAIT_S) -> int:
         """Hold everything against the topic; gives how many records it has, repeats with them.
 
         `complete`: what was sent by `deliver` is all there is, all of it usable, none of it of
         another sender: then it must be accepted, in the order in which it was sent.
         """
-        await self.wait_read()
+        await self.wait_read(wait_s)
         ends = await self.ends()
         total = 0
         for partition in range(self.partitions):

@@ -33,6 +33,8 @@ class Line:
         self.address = ""
         self.delay_s = 0.0
         """How long each piece of an answer is kept back."""
+        self.refuse = False
+        """Whether new connections are refused."""
         self.held = asyncio.Event()
         """An answer, or a request, is being held."""
         self.release()
@@ -85,6 +87,8 @@ class Line:
     ) -> None:
         """Carry one connection until it ends."""
         try:
+            if self.refuse:
+                raise ConnectionRefusedError
             from_server, server = await asyncio.open_connection(self._host, self._port)
         except OSError:
             client.transport.abort()

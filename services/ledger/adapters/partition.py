@@ -78,6 +78,14 @@ class PartitionWriter:
         self._batch_records = batch_records
         self._committed = committed
         self._commit: asyncio.Task[None] | None = None
+        self._commit_began_s = 0.0
+
+    @property
+    def committing_s(self) -> float:
+        """How long the commit under way has taken by now; 0 when there is none."""
+        if self._commit is None or self._commit.done():
+            return 0.0
+        return asyncio.get_running_loop().time() - self._commit_began_s
 
     async def run(self, stopped: asyncio.Event) -> None:
         """Work until stopped. Errors: FencedError, SourceError, BrokenLogError, database.AWAY."""
@@ -153,13 +161,14 @@ class PartitionWriter:
         await self._load_streams(state, reading.stream_ids())
         batch = await _compute(count, columnar.plan, state, reading, suspects, bodies, next_offset)
         await self._settle()
+        self._commit_began_s = asyncio.get_running_loop().time()
         self._commit = asyncio.ensure_future(self._write(batch, _links(reading)))
 
     async def _settle(self) -> None:
         """Wait for the commit under way."""
-        commit, self._commit = self._commit, None
-        if commit is not None:
-            await commit
+        if self._commit is not None:
+            await self._commit
+            self._commit = None
 
     async def _load_streams(self, state: LogState, wanted: set[str]) -> None:
         """Have the state of every stream that the records speak of."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import os
 import uuid
+from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 import structlog
@@ -31,6 +32,8 @@ _TICK_S: Final = 0.5
 _HALTED_PAUSE_MS: Final = 10_000
 _FORGET_WORKERS: Final = "DELETE FROM worker WHERE lease_until < now() - interval '1 hour'"
 _TOPIC_CHECK_TICKS: Final = 20
+STUCK_S: Final = 5.0
+"""A database that answers nothing, or takes no batch, for so long is a broken one."""
 
 
 class Workforce:
@@ -55,11 +58,16 @@ class Workforce:
         self._notifier = Notifier(pool)
         self._kafka = KafkaTopic(bootstrap, topic)
         self._logs: dict[int, str] = {}
+        self._is_good = False
+        self._ticked_s = 0.0
         self._writers: dict[int, tuple[PartitionWriter, asyncio.Task[None], asyncio.Event]] = {}
 
-    async def run(self, stopped: asyncio.Event, on_ready: Any) -> None:
-        """Work until stopped."""
+    async def run(
+        self, stopped: asyncio.Event, on_ready: Callable[[bool], Awaitable[None]]
+    ) -> None:
+        """Work until stopped; `on_ready` is told twice a second whether all is well."""
         self._notifier.start()
+        reporting = asyncio.create_task(self._report(on_ready))
         tick = 0
         try:
             while not stopped.is_set():
@@ -67,14 +75,28 @@ class Workforce:
                     if tick % _TOPIC_CHECK_TICKS == 0 or not self._logs:
                         await self._see_partitions()
                     await self._tick()
-                    await on_ready(not await self._halted())
+                    self._is_good = not await self._halted()
+                    self._ticked_s = asyncio.get_running_loop().time()
                     tick += 1
                 except database.AWAY as error:
                     log.warning("database away", error=repr(error))
-                    await on_ready(False)
+                    self._is_good = False
                 await self._pause(stopped)
         finally:
+            reporting.cancel()
             await self._leave()
+
+    async def _report(self, on_ready: Callable[[bool], Awaitable[None]]) -> None:
+        """Say how it is, apart from the work: what hangs cannot say so itself."""
+        loop = asyncio.get_running_loop()
+        while True:
+            writers = [writer for writer, _, _ in self._writers.values()]
+            await on_ready(
+                self._is_good
+                and loop.time() - self._ticked_s < STUCK_S
+                and all(writer.committing_s < STUCK_S for writer in writers)
+            )
+            await asyncio.sleep(_TICK_S)
 
     async def _pause(self, stopped: asyncio.Event) -> None:
         """Until the next tick, a stop, or the end of a writer."""

@@ -9,8 +9,6 @@ import asyncio
 import json
 import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
@@ -20,7 +18,7 @@ import psutil
 import pytest
 import pytest_asyncio
 from tests.integration.pricing_world import again
-from tests.integration.whole_world import MODELS, Asked, WholeWorld, request
+from tests.integration.whole_world import MODELS, Asked, WholeWorld, audit_alone, request
 
 from kernel import leaf as leaves
 from kernel.placement import CONTROL_LOG, CUT_LOG
@@ -241,9 +239,9 @@ async def test_the_log_holds_all_of_it_and_an_outsider_agrees(
     assert sums.engine_tokens == sums.event_tokens + sums.waste_tokens
     keys = tmp_path / "keys"
     shutil.copy(world.environment["TOLLBOOK_VERIFIER_KEYS"], keys)
-    exported = await _tollbook(world, "export", str(tmp_path / "export"))
+    exported = await world.tollbook("export", str(tmp_path / "export"))
     assert exported.returncode == 0, exported.stderr
-    audited = await _audit(tmp_path / "export", keys)
+    audited = await audit_alone(tmp_path / "export", keys)
     assert audited.returncode == 0, audited.stdout + audited.stderr
     report: dict[str, Any] = json.loads(audited.stdout)
     charged = {line["account_id"]: int(line["charged_pico"]) for line in report["accounts"]}
@@ -274,30 +272,3 @@ def check_streams(found: dict[str, list[bytes]], world: WholeWorld) -> None:
     assert len(inference) >= 4
     for name, numbers in inference.items():
         assert numbers == set(range(len(numbers))), name
-
-
-async def _tollbook(world: WholeWorld, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "tollbook.cli", *arguments],
-        env={**os.environ, **world.environment},
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
-
-
-async def _audit(export: Path, keys: Path) -> subprocess.CompletedProcess[str]:
-    """The auditor's own program, with nothing of the system's settings."""
-    environment = {k: v for k, v in os.environ.items() if not k.startswith("TOLLBOOK_")}
-    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
-    return await asyncio.to_thread(
-        subprocess.run,
-        [sys.executable, "-m", "audit", str(export), "--key", str(keys), "--json"],
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )

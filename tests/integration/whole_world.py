@@ -10,11 +10,15 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import random
+import subprocess
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Final
 
 import grpc
@@ -22,6 +26,7 @@ import grpc.aio
 from tests.integration.pricing_world import CARD, World, again, charge, check_balance, reason_of
 
 from kernel import grpcs
+from kernel.leaf import Leaf, decode
 from kernel.placement import CUT_LOG, partition_of_log
 from tollbook.demo import settle
 from tollbook.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -306,6 +311,24 @@ class WholeWorld(World):
         answer = await self.balance(asked.account_id, event_id=asked.request_id)
         check_balance(answer.balance, self.accounts[asked.account_id])
 
+    async def put(self, partition: int, value: bytes) -> int:
+        """Send bytes to the topic; the offset they have there."""
+        await self.send_raw(partition, value)
+        return self._ends[partition] - 1
+
+    async def entry(self, log: str, offset: int) -> tuple[Leaf, bytes]:
+        """The leaf of the record at an offset, once the ledger has read it, and what stands aside.
+
+        Every record becomes an entry, so the offset is the position.
+        """
+        await again(lambda: settle.logged(self.ledger, {log: offset + 1}, PATIENCE_S))
+        found = await self.ledger.GetEntry(
+            ledger_pb2.GetEntryRequest(log=log, position=offset), timeout=10
+        )
+        leaf = decode(found.leaf)
+        assert leaf.offset == offset
+        return leaf, found.aside
+
     async def leaves(self) -> dict[str, list[bytes]]:
         """Every entry of every usage log."""
         found: dict[str, list[bytes]] = {}
@@ -322,6 +345,33 @@ class WholeWorld(World):
         """The state of every log."""
         listed = await again(lambda: self.ledger.ListLogs(ledger_pb2.ListLogsRequest(), timeout=10))
         return {state.log: state for state in listed.logs}
+
+    # Programs ---------------------------------------------------------------
+
+    async def tollbook(self, *arguments: str) -> subprocess.CompletedProcess[str]:
+        """The command line, on this stack."""
+        return await _run(["tollbook.cli", *arguments], {**os.environ, **self.environment})
+
+
+async def audit_alone(export: Path, keys: Path) -> subprocess.CompletedProcess[str]:
+    """The auditor's own program, with nothing of the system's settings."""
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("TOLLBOOK_")}
+    environment["PYTHONPATH"] = os.pathsep.join(path for path in sys.path if path)
+    return await _run(["audit", str(export), "--key", str(keys), "--json"], environment)
+
+
+async def _run(
+    module: Sequence[str], environment: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    return await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, "-m", *module],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
 
 
 @dataclass(frozen=True)

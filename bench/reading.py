@@ -10,22 +10,28 @@ and a plain table with a row for each event.
 from __future__ import annotations
 
 import asyncio
+import datetime as dt
 import json
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any, Final
 
 import asyncpg
 import pyarrow as pa
+import pyarrow.parquet as pq
 import structlog
 
 from bench import usage_load
 from bench.ledger import PARTITIONS, Arena, arena, free_port, wait_owned, workers
 from kernel import grpcs
+from kernel.note import Checkpoint, SignerKey, sign_checkpoint
 from kernel.tiles import decode_bundle
+from ledger.adapters.archive import Archive
+from ledger.adapters.sealing import Policy, Sealer, seal_due
 from tollbook.ledger.v1 import ledger_pb2 as pb
 from tollbook.ledger.v1 import ledger_pb2_grpc
 from tollbook.stack import running_stack
@@ -35,6 +41,8 @@ log = structlog.get_logger()
 
 LOGS: Final = [f"usage-{number}" for number in range(PARTITIONS)]
 TIMEOUT_S: Final = 120
+SEGMENT: Final = 65_536
+ORIGIN: Final = "bench"
 
 
 @asynccontextmanager
@@ -119,6 +127,64 @@ async def readers(address: str, how: str, count: int) -> dict[str, Any]:
         ),
         "mb_per_s": round(sum(item["bytes"] for item in found) / seconds / 1e6),
     }
+
+
+async def sealing(on: Arena) -> dict[str, Any]:
+    """Seal all but the newest whole segment of each log; bytes an entry before and after."""
+    pool = await asyncpg.create_pool(
+        on.admin, min_size=1, max_size=4, server_settings={"search_path": "ledger"}
+    )
+    keys = []
+    for log_id, name, size, root in await pool.fetch(
+        "SELECT log_id, name, size, root FROM log_head WHERE log_id >= 100"
+    ):
+        key = SignerKey.generate(f"{ORIGIN}/{name}")
+        note = sign_checkpoint(Checkpoint(key.name, size, root), key)
+        await pool.execute(
+            "INSERT INTO checkpoint (log_id, size, root, note) VALUES ($1, $2, $3, $4)",
+            log_id,
+            size,
+            root,
+            note,
+        )
+        keys.append(key.verifier)
+    begun = time.perf_counter()
+    sealer = Sealer(pool, Archive(segments_of(on)), keys, ORIGIN)
+    done, failed = await seal_due(sealer, pool, Policy(0, dt.timedelta(0)), 10_000)
+    seconds = time.perf_counter() - begun
+    kept = await pool.fetchrow(
+        "SELECT (SELECT sum(pg_total_relation_size(c.oid)) FROM pg_class c WHERE relname ~"
+        " '^log_tile_10' AND relkind = 'r')::float8 AS tiles, (SELECT"
+        " pg_total_relation_size('identity_run')::float8) AS runs,"
+        " (SELECT sum(size)::float8 FROM log_head) AS entries"
+    )
+    await pool.close()
+    if failed is not None:
+        raise failed
+    entries = sum(one.segment.end - one.segment.start for one in done)
+    return {
+        "segments": len(done),
+        "entries": entries,
+        "entries_per_s": round(entries / seconds),
+        "table_bytes_an_entry": round(sum(one.segment.table_bytes for one in done) / entries, 1),
+        "file_bytes_an_entry": round(sum(one.file_bytes for one in done) / entries, 1),
+        "tile_bytes_an_entry": round(kept["tiles"] / kept["entries"], 1),
+        "run_bytes_an_entry": round(kept["runs"] / kept["entries"], 1),
+    }
+
+
+def segments_of(on: Arena) -> str:
+    """Where this run's sealed segments are."""
+    return str(on.stack.home.root / "segments")
+
+
+def read_files(on: Arena) -> dict[str, int]:
+    """Entries a second of who reads the leaves out of the files, without the service."""
+    begun = time.perf_counter()
+    entries = 0
+    for file in sorted(Path(segments_of(on)).rglob("*.parquet")):
+        entries += len(pq.read_table(file, columns=["leaf"]))
+    return {"files_entries_per_s": round(entries / (time.perf_counter() - begun))}
 
 
 class _Counter:
@@ -228,8 +294,13 @@ async def _waits(db: Any, name: str, seen: Sequence[tuple[int, int, float]]) -> 
 async def _run(events: int, rates: Sequence[int], seconds: float) -> dict[str, Any]:
     with running_stack(parts=("kafka", "topic", "postgres", "database")) as stack:
         on = await arena(stack, "reading")
-        await usage_load.fill(stack.address("kafka"), on.topic, PARTITIONS, events, seed=1)
         db = await asyncpg.connect(on.admin)
+        await db.execute(
+            f"ALTER TABLE ledger.log_head ALTER COLUMN segment_entries SET DEFAULT {SEGMENT}"
+        )
+        await usage_load.fill(
+            stack.address("kafka"), on.topic, PARTITIONS, events, 1, usage_load.distinct_values
+        )
         async with workers(on, 2):
             deadline = time.monotonic() + TIMEOUT_S
             while await db.fetchval("SELECT sum(size) < $1 FROM ledger.log_head", events):
@@ -246,6 +317,15 @@ async def _run(events: int, rates: Sequence[int], seconds: float) -> dict[str, A
             for how, count in runs:
                 found["reading"].append(await readers(address, how, count))
                 log.info("reading", **found["reading"][-1])
+        found["sealing"] = await sealing(on)
+        async with server(on) as address:
+            await readers(address, "events", 1)
+            found["reading_sealed"] = [
+                await readers(address, "events", 1),
+                await readers(address, "arrow", 1),
+            ]
+        found["files"] = await asyncio.to_thread(read_files, on)
+        log.info("sealed", **found["sealing"], **found["files"])
         found["follow"] = []
         for rate in rates:
             slow = await arena(stack, f"follow_{rate}")

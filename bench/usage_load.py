@@ -11,7 +11,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Final
 
 from aiokafka import AIOKafkaProducer
@@ -84,7 +84,34 @@ def values(partition: int, partitions: int, count: int, seed: int) -> Iterator[t
         yield key, start + place + trace + b"\x2a" + _varint(len(body)) + body
 
 
-async def fill(bootstrap: str, topic: str, partitions: int, events: int, seed: int) -> None:
+def distinct_values(
+    partition: int, partitions: int, count: int, seed: int
+) -> Iterator[tuple[bytes, bytes]]:
+    """The same records, each with a trace id, a span id and an output digest of its own, as real
+    ones have: what a file of them compresses to depends on that. Slower to make.
+    """
+    rng = random.Random(f"{seed}/{partition}")
+    for key, value in values(partition, partitions, count, seed):
+        changed = bytearray(value)
+        trace = value.index(b"\x1a\x10") + 2
+        changed[trace : trace + 16] = rng.randbytes(16)
+        changed[trace + 18 : trace + 26] = rng.randbytes(8)
+        digest = value.index(b"\x92\x01\x20") + 3
+        changed[digest : digest + 32] = rng.randbytes(32)
+        yield key, bytes(changed)
+
+
+Values = Callable[[int, int, int, int], Iterator[tuple[bytes, bytes]]]
+
+
+async def fill(
+    bootstrap: str,
+    topic: str,
+    partitions: int,
+    events: int,
+    seed: int,
+    make: Values = values,
+) -> None:
     """Put `events` records into the topic, evenly over its partitions, as fast as it goes."""
     producer = AIOKafkaProducer(
         bootstrap_servers=bootstrap, acks="all", max_batch_size=BATCH_BYTES, linger_ms=20
@@ -94,7 +121,7 @@ async def fill(bootstrap: str, topic: str, partitions: int, events: int, seed: i
         each = events // partitions
         for partition in range(partitions):
             await _fill_partition(
-                producer, topic, partition, values(partition, partitions, each, seed)
+                producer, topic, partition, make(partition, partitions, each, seed)
             )
     finally:
         await producer.stop()

@@ -23,7 +23,42 @@ class KeySettings(ServiceSettings):
     verifier_keys: Path = Field(description="file of the C2SP verifier keys, one log a line")
 
 
-class DatabaseSettings(ServiceSettings):
+class SegmentSettings(ServiceSettings):
+    """Where sealed segments are."""
+
+    ledger_segments: str = Field(
+        default="",
+        description="where sealed segments are: a directory, by default HOME/segments, or a URL"
+        " such as s3://BUCKET/PREFIX",
+    )
+
+    def segments(self) -> str:
+        """Directory or URL of sealed segments."""
+        return self.ledger_segments or str(self.home / "segments")
+
+
+class SealSettings(SegmentSettings):
+    """What sealing needs."""
+
+    postgres: str = Field(min_length=1, description="DSN of a role that owns the schema's tables")
+    verifier_keys: Path = Field(description="file of the C2SP verifier keys, one log a line")
+    seal_older_than_h: int = Field(
+        default=720,
+        ge=0,
+        le=1_000_000,
+        description="hours for which entries stay in the database at the least",
+    )
+    seal_keep_entries: int = Field(
+        default=4_194_304,
+        ge=0,
+        description="newest entries of a log that stay in the database, whatever their age",
+    )
+    seal_segments: int = Field(
+        default=64, ge=1, le=100_000, description="segments that one run seals at the most"
+    )
+
+
+class DatabaseSettings(SegmentSettings):
     """What every running process of the ledger needs."""
 
     ledger_postgres: str = Field(min_length=1, description="DSN of the role tollbook_ledger")

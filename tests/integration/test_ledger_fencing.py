@@ -18,6 +18,7 @@ from tests.integration.tcp_proxy import Line, line_to
 from kernel.placement import usage_log
 from ledger.adapters import database, store
 from ledger.adapters.held_log import HeldLog
+from ledger.adapters.leaves import LeafReader
 from ledger.adapters.partition import PartitionWriter
 from ledger.adapters.source import PartitionSource
 from ledger.adapters.store import FencedError
@@ -66,7 +67,7 @@ async def test_the_earlier_of_two_owners_writes_nothing_more(world: LedgerWorld)
             while head is None:  # the owner before it renews its lease with every batch
                 await pool.execute("UPDATE log_head SET lease_until = '-infinity'")
                 head = await store.take_over(pool, log_id, f"owner-{number}", 60_000)
-            held = HeldLog(pool, head, 60_000)
+            held = HeldLog(pool, head, 60_000, LeafReader(pool, world.archive()))
             source = PartitionSource(world.kafka, world.topic, 0)
             writer = PartitionWriter(held, source, 100, lambda name: None)
             owners.append(asyncio.create_task(writer.run(stopped)))

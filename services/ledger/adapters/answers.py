@@ -19,9 +19,10 @@ from kernel.errors import (
     Unavailable,
 )
 from kernel.placement import partition_of_log
-from ledger.adapters import database, overview, store
+from ledger.adapters import database, overview
 from ledger.adapters.appender import Appender
-from ledger.adapters.errors import away
+from ledger.adapters.archive import Archive, ArchiveError
+from ledger.adapters.errors import away, segment_not_there
 from ledger.adapters.feed import Feed, LogView
 from ledger.adapters.keys import origin_of
 from ledger.adapters.leaves import LeafReader
@@ -56,6 +57,7 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
         appenders: Mapping[str, Appender],
         origin: str,
         gap_limit_ms: int,
+        archive: Archive,
     ) -> None:
         self._pool = pool
         self._feed = feed
@@ -63,7 +65,8 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
         self._origin = origin
         self._gap_limit_ms = gap_limit_ms
         self._nodes = NodeReader(pool)
-        self._reader = EventReader(feed, LeafReader(pool), self._view)
+        self._leaves = LeafReader(pool, archive)
+        self._reader = EventReader(feed, self._leaves, self._view)
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Have a server give these answers."""
@@ -150,9 +153,7 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
         view = await self._view(request.log, request.position + 1)
         self._check_position(view, request.position)
         try:
-            leaves = await store.read_leaves(
-                self._pool, view.log_id, request.position, request.position + 1
-            )
+            leaves = await self._leaves.leaves(view.log_id, request.position, request.position + 1)
             aside = b""
             if leaf_format.decode(leaves[0]).aside:
                 aside = await self._pool.fetchval(
@@ -162,6 +163,8 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
                 )
         except database.AWAY:
             raise away() from None
+        except ArchiveError as error:
+            raise segment_not_there(error) from None
         control_size, _ = view.pin_at(request.position)
         return pb.GetEntryResponse(leaf=leaves[0], control_size=control_size, aside=aside)
 
@@ -219,9 +222,8 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
                 reason="BEYOND_THE_TREE",
             )
         try:
-            leaves = await store.read_leaves(
-                self._pool, view.log_id, request.position, request.position + 1
-            )
+            # Out of the tiles, so that an entry stays provable whose leaf is out of reach.
+            leaf_hash = await self._nodes.run(view.log_id, lambda read: read(0, request.position))
             proof = await self._nodes.run(
                 view.log_id, lambda read: merkle.inclusion_proof(request.position, size, read)
             )
@@ -232,7 +234,7 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
             raise away() from None
         return pb.GetInclusionProofResponse(
             tree_size=size,
-            leaf_hash=merkle.leaf_hash(leaves[0]),
+            leaf_hash=leaf_hash,
             proof=proof,
             checkpoint=note or b"",
         )
@@ -302,6 +304,18 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
         del request, context
         try:
             return await overview.partitions(self._pool)
+        except database.AWAY:
+            raise away() from None
+
+    async def ListSegments(  # noqa: N802 - the contract's name
+        self, request: pb.ListSegmentsRequest, context: Context
+    ) -> pb.ListSegmentsResponse:
+        """Where the leaves of each log are kept."""
+        del context
+        if request.log:
+            await self._view(request.log)
+        try:
+            return await overview.segments(self._pool, request.log)
         except database.AWAY:
             raise away() from None
 

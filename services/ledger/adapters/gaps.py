@@ -61,8 +61,9 @@ class GapWatch:
             description="producers' streams with a number missing for longer than the limit",
         )
 
-    def start(self) -> None:
-        """Begin."""
+    async def start(self) -> None:
+        """Look once, then go on looking."""
+        await self._look()
         self._task = asyncio.create_task(self._run())
 
     @property
@@ -84,10 +85,10 @@ class GapWatch:
 
     async def _run(self) -> None:
         while True:
+            await asyncio.sleep(_POLL_S)
             # The feed says that the database is away; a gap waits.
             with contextlib.suppress(*database.AWAY):
                 await self._look()
-            await asyncio.sleep(_POLL_S)
 
     async def _look(self) -> None:
         rows = await self._pool.fetch(_OVERDUE, self._limit_ms, _MAX_TOLD)

@@ -1,4 +1,5 @@
-"""One usage log in PostgreSQL as its owner holds it: the port of partition.py, by store.py's SQL.
+"""One usage log as its owner holds it: the port of partition.py, by store.py's SQL and, for leaves
+of long ago, the archive.
 
 Owns nothing but a pool and the head that the take-over gave; each call takes a
 connection and gives it back.
@@ -6,10 +7,12 @@ connection and gives it back.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Any
 
 from ledger.adapters import store
+from ledger.adapters.leaves import LeafReader
 from ledger.adapters.store import Head
 from ledger.domain.batch import Batch, LogState
 from ledger.domain.streams import StreamState
@@ -18,8 +21,9 @@ from ledger.domain.streams import StreamState
 class HeldLog:
     """A log for one epoch. Errors of every call: those of database.AWAY."""
 
-    def __init__(self, pool: Any, head: Head, lease_ms: int) -> None:
+    def __init__(self, pool: Any, head: Head, lease_ms: int, leaves: LeafReader) -> None:
         self.head = head
+        self._leaves = leaves
         self._pool = pool
         self._lease_ms = lease_ms
         self._opened_to = head.opened_to
@@ -40,16 +44,15 @@ class HeldLog:
         """The log's state at its head, and leave to go on. Errors: BrokenLogError."""
         head = self.head
         async with self._pool.acquire() as db:
-            state = LogState(
-                await store.load_tree(db, head), head.next_offset, await store.load_index(db, head)
-            )
+            tree = await store.load_tree(db, head)
+            read = functools.partial(self._leaves.leaves, head.log_id)
+            state = LogState(tree, head.next_offset, await store.load_index(db, head, read))
             await store.resume(db, head)
         return state
 
     async def leaves_at(self, positions: Iterable[int]) -> dict[int, bytes]:
         """Leaf bytes at single positions. Errors: BrokenLogError."""
-        async with self._pool.acquire() as db:
-            return await store.leaves_at(db, self.head.log_id, positions)
+        return await self._leaves.at(self.head.log_id, positions)
 
     async def load_streams(self, stream_ids: Iterable[str]) -> dict[str, StreamState]:
         """State of the producer streams that the log knows."""

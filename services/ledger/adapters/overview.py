@@ -1,7 +1,8 @@
-"""What operators ask of the ledger: who works on which log, and what producers' streams lack.
+"""What operators ask of the ledger: who works on which log, what producers' streams lack, and
+where leaves are kept.
 
-Reads the tables that speak of work (log_head, worker, producer_stream) and
-translates; changes nothing.
+Reads the tables that speak of work and of segments, and translates; changes
+nothing.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import base64
 import binascii
 import datetime as dt
 import json
+import re
 from typing import Any, Final
 
 from google.protobuf.timestamp_pb2 import Timestamp
@@ -24,6 +26,17 @@ _PARTITIONS: Final = (
     "SELECT name, owner, lease_until > now() AS owned, epoch, size, next_offset, end_offset,"
     " end_offset_at, halted FROM log_head WHERE name LIKE 'usage-%' ORDER BY log_id"
 )
+_SEALED: Final = (
+    "SELECT h.name, s.* FROM log_segment s JOIN log_detached USING (log_id, start_position)"
+    " JOIN log_head h USING (log_id) WHERE $1 IN ('', h.name)"
+)
+_KEPT: Final = (
+    "SELECT h.name, pg_get_expr(c.relpartbound, c.oid) AS bounds,"
+    " pg_total_relation_size(c.oid) AS bytes FROM log_head h"
+    " JOIN pg_inherits i ON i.inhparent = format('ledger.log_chunk_%s', h.log_id)::regclass"
+    " JOIN pg_class c ON c.oid = i.inhrelid WHERE $1 IN ('', h.name)"
+)
+_BOUNDS: Final = re.compile(r"FROM \('?(\d+)'?\) TO \('?(\d+)'?\)")
 _WORKERS: Final = "SELECT worker_id FROM worker WHERE lease_until > now() ORDER BY worker_id"
 
 # `overdue` as the gap watch sees it: one clock, the database's.
@@ -66,6 +79,41 @@ def _partition(row: Any) -> pb.PartitionState:
         lag=None if end is None else max(0, end - row["next_offset"]),
         halted=row["halted"],
     )
+
+
+async def segments(db: Any, log: str) -> pb.ListSegmentsResponse:
+    """Every segment of a log, or of all when it is empty, in order. Errors: those of AWAY."""
+    sealed = await db.fetch(_SEALED, log)
+    kept = await db.fetch(_KEPT, log)
+    found = [
+        pb.SegmentState(
+            log=row["name"],
+            first_position=row["start_position"],
+            end_position=row["end_position"],
+            sealed=True,
+            bytes=row["file_bytes"],
+            file=row["file"],
+            sha256=row["sha256"],
+            start_root=row["start_root"],
+            end_root=row["end_root"],
+            sealed_time=_instant(row["sealed_at"]),
+        )
+        for row in sealed
+    ]
+    for row in kept:
+        bounds = _BOUNDS.search(row["bounds"])
+        if bounds is None:
+            raise ValueError(f"a partition of log {row['name']} has no bounds: {row['bounds']}")
+        found.append(
+            pb.SegmentState(
+                log=row["name"],
+                first_position=int(bounds[1]),
+                end_position=int(bounds[2]),
+                bytes=row["bytes"],
+            )
+        )
+    found.sort(key=lambda item: (item.log, item.first_position))
+    return pb.ListSegmentsResponse(segments=found)
 
 
 async def streams(

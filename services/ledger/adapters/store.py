@@ -11,7 +11,7 @@ reads from the head where the log really is.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -337,15 +337,19 @@ async def leaves_at(db: Any, log_id: int, positions: Iterable[int]) -> dict[int,
 _TAIL_STEP: Final = 16_384
 
 
-async def load_index(db: Any, head: Head) -> IdentityIndex:
-    """Read the identities of a log: its sealed runs, and what came after them out of the leaves."""
+async def load_index(
+    db: Any, head: Head, read: Callable[[int, int], Awaitable[list[bytes]]]
+) -> IdentityIndex:
+    """Read the identities of a log: its sealed runs, and what came after them out of the leaves,
+    which `read` gives from one position to another.
+    """
     index = IdentityIndex()
     end = await _load_runs(db, head, index)
     while end < head.size:
         start, end = end, min(end + _TAIL_STEP, head.size)
         identities: list[bytes] = []
         positions: list[int] = []
-        for position, data in enumerate(await read_leaves(db, head.log_id, start, end), start):
+        for position, data in enumerate(await read(start, end), start):
             leaf = leaf_format.decode(data)
             if leaf.disposition == ACCEPTED:
                 identities.append(scan(leaf.value).identity)

@@ -19,7 +19,7 @@ from ledger.domain.compiled import reading
 from ledger.domain.leafrun import LeafRun
 from tollbook.usage.v1 import usage_pb2 as usage
 
-_NANOS: Final = 1_000_000_000
+NANOS: Final = 1_000_000_000
 _BEGIN_NS: Final = 0
 _END_NS: Final = (1 << 63) - 1
 
@@ -54,7 +54,7 @@ class LeafFilter:
             return False
         if not self.about_event:
             return True
-        event = None if leaf.aside else _event_of(leaf.value)
+        event = None if leaf.aside else event_of(leaf.value)
         if event is None:
             return False
         if self.account_id and event.account_id != self.account_id:
@@ -65,7 +65,7 @@ class LeafFilter:
             return True
         if not event.HasField("event_time"):
             return False
-        at_ns = event.event_time.seconds * _NANOS + event.event_time.nanos
+        at_ns = event.event_time.seconds * NANOS + event.event_time.nanos
         low = self.from_ns if self.from_ns is not None else at_ns
         high = self.to_ns if self.to_ns is not None else at_ns + 1
         return low <= at_ns < high
@@ -98,7 +98,7 @@ class LeafFilter:
         return np.flatnonzero(verdicts == reading.YES)
 
 
-def _event_of(value: bytes) -> usage.UsageEvent | None:
+def event_of(value: bytes) -> usage.UsageEvent | None:
     """The usage event of a record's value, if that is what it is."""
     try:
         record = usage.UsageRecord.FromString(value)

@@ -18,10 +18,12 @@ from kernel.placement import CONTROL_LOG, CUT_LOG
 from ledger.adapters import database
 from ledger.adapters.answers import LedgerAnswers
 from ledger.adapters.appender import Appender
+from ledger.adapters.archive import Archive
 from ledger.adapters.feed import Feed
 from ledger.adapters.gaps import GapWatch
 from ledger.adapters.migrate import MigrationError
 from ledger.adapters.notify import Notifier
+from ledger.adapters.reading import warm_up
 from ledger.adapters.store import BrokenLogError
 from ledger.settings import ServerSettings
 
@@ -45,14 +47,15 @@ async def serve(config: ServerSettings) -> None:
         name: Appender(pool, name, owner, clock, notifier.grew) for name in (CONTROL_LOG, CUT_LOG)
     }
     watch = GapWatch(pool, config.ledger_gap_limit_ms, door.set_health)
-    LedgerAnswers(pool, feed, appenders, config.origin, config.ledger_gap_limit_ms).add_to(
-        door.grpc
-    )
+    LedgerAnswers(
+        pool, feed, appenders, config.origin, config.ledger_gap_limit_ms, Archive(config.segments())
+    ).add_to(door.grpc)
     try:
         await door.start()
+        await asyncio.to_thread(warm_up)
         await feed.start()
         notifier.start()
-        watch.start()
+        await watch.start()
         for appender in appenders.values():
             appender.start()
         await door.set_ready(True)

@@ -11,6 +11,8 @@ import uvloop
 
 from kernel import errors, grpcs, settings, telemetry
 from ledger.adapters import database
+from ledger.adapters.archive import Archive, ArchiveError
+from ledger.adapters.leaves import LeafReader
 from ledger.adapters.migrate import MigrationError
 from ledger.adapters.warmup import warm_up
 from ledger.adapters.workforce import Workforce
@@ -37,6 +39,7 @@ async def work(config: WorkerSettings) -> None:
             config.partitions,
             config.ledger_lease_ms,
             config.ledger_batch_records,
+            LeafReader(pool, Archive(config.segments())),
         )
         try:
             await force.run(stopped, door.set_ready)
@@ -54,6 +57,7 @@ def main() -> None:
         uvloop.run(work(config))
     except (
         MigrationError,
+        ArchiveError,
         errors.TollbookError,
         asyncpg.PostgresError,
     ) as error:

@@ -37,6 +37,8 @@ from kernel import merkle
 from kernel.placement import usage_log
 from kernel.tiles import decode_bundle
 from ledger.adapters import database, migrate
+from ledger.adapters.archive import Archive
+from ledger.adapters.leaves import LeafReader
 from ledger.adapters.nodes import NodeReader
 from ledger.adapters.source import KafkaTopic, PartitionSource
 from ledger.adapters.workforce import Workforce
@@ -158,6 +160,10 @@ class LedgerWorld:
         """HOST:PORT of the database."""
         return urlsplit(self._environment["TOLLBOOK_LEDGER_POSTGRES"]).netloc.rpartition("@")[2]
 
+    def archive(self) -> Archive:
+        """Where this world's sealed segments are."""
+        return Archive(str(self.folder / "segments"))
+
     async def make(self, tablespace: str = "") -> None:
         """Topic, database and schema."""
         db = await asyncpg.connect(self._environment["TOLLBOOK_POSTGRES"])
@@ -258,6 +264,7 @@ class LedgerWorld:
             "TOLLBOOK_PARTITIONS": str(self.partitions),
             "TOLLBOOK_LEDGER_POSTGRES": self.dsn(address=address),
             "TOLLBOOK_LEDGER_LEASE_MS": "1000",
+            "TOLLBOOK_LEDGER_SEGMENTS": str(self.folder / "segments"),
             **{f"TOLLBOOK_{name.upper()}": str(value) for name, value in settings.items()},
         }
         worker = Worker(environment, self.folder / f"worker-{len(self._workers)}.log")
@@ -271,7 +278,15 @@ class LedgerWorld:
         """A worker in this process, for as long as the block runs."""
         stopped = asyncio.Event()
         pool = await database.open_pool(self.dsn(address=address), _POOL, stopped)
-        force = Workforce(pool, self.kafka, self.topic, self.partitions, lease_ms, batch_records)
+        force = Workforce(
+            pool,
+            self.kafka,
+            self.topic,
+            self.partitions,
+            lease_ms,
+            batch_records,
+            LeafReader(pool, self.archive()),
+        )
 
         async def on_ready(ready: bool) -> None:
             self.ready = ready

@@ -21,6 +21,7 @@ from aiokafka.errors import KafkaError
 from kernel.placement import usage_log
 from ledger.adapters import database, store
 from ledger.adapters.held_log import HeldLog
+from ledger.adapters.leaves import LeafReader
 from ledger.adapters.notify import Notifier
 from ledger.adapters.partition import PartitionWriter, partition_of
 from ledger.adapters.source import KafkaTopic, PartitionSource, SourceError
@@ -47,6 +48,7 @@ class Workforce:
         partitions: int,
         lease_ms: int,
         batch_records: int,
+        leaves: LeafReader,
     ) -> None:
         self.worker_id = f"{os.uname().nodename}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
         self._pool = pool
@@ -55,6 +57,7 @@ class Workforce:
         self._partitions = partitions
         self._lease_ms = lease_ms
         self._batch_records = batch_records
+        self._leaves = leaves
         self._notifier = Notifier(pool)
         self._kafka = KafkaTopic(bootstrap, topic)
         self._logs: dict[int, str] = {}
@@ -182,7 +185,7 @@ class Workforce:
             if head is None:
                 continue
             writer = PartitionWriter(
-                HeldLog(self._pool, head, self._lease_ms),
+                HeldLog(self._pool, head, self._lease_ms, self._leaves),
                 PartitionSource(self._bootstrap, self._topic, partition_of(head)),
                 self._batch_records,
                 self._notifier.grew,

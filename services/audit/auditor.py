@@ -63,6 +63,9 @@ class _Audit:
         self._checkpoints: dict[str, Checkpoint] = {}
         self._results: dict[str, LogResult] = {}
         self._cuts: list[CutAt] = []
+        self._last: CutAt | None = None
+        """The last cut that speaks of balances."""
+        self._pins: dict[str, list[cuts.Pin]] = {}
 
     def all(self) -> None:
         """Every step, in order."""
@@ -71,8 +74,8 @@ class _Audit:
         self._check_other_logs()
         self._check_cuts()
         self._check_once()
-        if self._cuts:
-            self._check_balances(self._cuts[-1])
+        if self._last is not None:
+            self._check_balances(self._last)
 
     def _open_logs(self) -> None:
         names = self._export.logs()
@@ -135,12 +138,13 @@ class _Audit:
             else:
                 self.report.findings.add(found)
         self.report.cuts = len(self._cuts)
-        if not self._cuts:
+        self._last = next((cut for cut in reversed(self._cuts) if not cut.cut.pins_only), None)
+        if self._last is None:
             self.report.findings.add(
                 Finding(CUT_LOG, "there is no cut: nothing vouches for pins and balances")
             )
         else:
-            cuts.check_version(self._cuts[-1])
+            cuts.check_version(self._last)
 
     def _check_other_logs(self) -> None:
         wanted: dict[str, set[int]] = {}
@@ -174,11 +178,13 @@ class _Audit:
                 self.report.notes += by_name[name].notes
 
     def _check_cuts(self) -> None:
-        self.report.findings.extend(cuts.check_statements(self._cuts))
+        statements = cuts.check_statements(self._cuts)
+        self._pins = statements.pins
+        self.report.findings.extend(statements.findings)
         logs = {name: LogSeen(result.size, result.roots) for name, result in self._results.items()}
         self.report.findings.extend(cuts.check_roots(self._cuts, logs))
-        if self._cuts:
-            spoken_of = self._cuts[-1].logs
+        if self._last is not None:
+            spoken_of = self._last.logs
             for name, result in self._results.items():
                 if name != CUT_LOG and name not in spoken_of and result.size:
                     self.report.notes.append(f"{name} is in no cut: its charges were not audited")
@@ -199,7 +205,7 @@ class _Audit:
         self.report.findings.extend(once.accepted_twice(accepted, entry))
 
     def _check_balances(self, last: CutAt) -> None:
-        pins = {name: cuts.pins_of(part) for name, part in last.logs.items()}
+        pins = self._pins
         sources = {
             name: balances.Source(self._export.log(name), result.size, result.readable)
             for name, result in self._results.items()

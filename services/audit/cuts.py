@@ -44,7 +44,7 @@ Pin = tuple[int, int]
 
 
 def pins_of(part: LogCut) -> list[Pin]:
-    """A log's pins in a cut."""
+    """The pins of a log that a cut adds to those of the cuts before it."""
     return [(pin.from_position, pin.control_size) for pin in part.pins]
 
 
@@ -70,16 +70,73 @@ def check_version(last: CutAt) -> None:
         )
 
 
-def check_statements(cuts: Sequence[CutAt]) -> list[Finding]:
-    """What is wrong with the cuts by themselves: order of sizes, and pins."""
+class Statements(NamedTuple):
+    """What is wrong with the cuts by themselves, and all pins at the last whole one."""
+
+    findings: list[Finding]
+    pins: dict[str, list[Pin]]
+
+
+def check_statements(cuts: Sequence[CutAt]) -> Statements:
+    """Check the cuts by themselves: order of sizes, and pins, which each cut adds to."""
     findings: list[Finding] = []
+    known: dict[str, list[Pin]] = {}
+    at_last: dict[str, list[Pin]] = {}
+    # Up to these sizes all pins were said.
+    said: dict[str, int] = {}
+    before: CutAt | None = None
     for found in cuts:
-        findings += [Finding(CUT_LOG, what, found.position) for what in _problems(found)]
-    for before, after in pairwise(cuts):
-        findings += [
-            Finding(CUT_LOG, what, after.position) for what in _problems_since(before, after)
+        problems = _problems(found)
+        if before is not None:
+            problems += _problems_since(before, found)
+        for part in found.cut.logs:
+            if partition_of_log(part.log) is not None:
+                pins = known.setdefault(part.log, [])
+                changed = _add_pins(part, pins, said.get(part.log, 0), before)
+                # What does not fit into a cut of pins comes with the next one.
+                if pins or not found.cut.pins_only:
+                    problems += _pin_problems(part, pins, _control_size(found))
+                problems += changed
+        findings += [Finding(CUT_LOG, what, found.position) for what in problems]
+        if not found.cut.pins_only:
+            said = {part.log: part.size for part in found.cut.logs}
+            at_last = {
+                part.log: [pin for pin in known.get(part.log, []) if pin[0] < part.size]
+                for part in found.cut.logs
+            }
+        before = found
+    return Statements(findings, at_last)
+
+
+def _control_size(found: CutAt) -> int | None:
+    control = found.logs.get(CONTROL_LOG)
+    return None if control is None else control.size
+
+
+def _add_pins(part: LogCut, known: list[Pin], since: int, before: CutAt | None) -> list[str]:
+    """Add a cut's pins of a log to those that the cuts before it have.
+
+    `since`: up to this position an earlier cut said that there are no others.
+    """
+    place = "" if before is None else before.place
+    pins = pins_of(part)
+    if part.earlier_pins > len(known):
+        problem = (
+            f"{part.log} has {part.earlier_pins} pins in earlier cuts by it, they have {len(known)}"
+        )
+        known += pins
+        return [problem]
+    repeated = len(known) - part.earlier_pins
+    again, new = pins[:repeated], pins[repeated:]
+    changed = again != known[part.earlier_pins :] or any(pin[0] < since for pin in new)
+    del known[part.earlier_pins :]
+    known += pins
+    if changed and before is not None:
+        return [
+            f"{part.log}'s pins below position {since} are not those of {place}: a pin never"
+            " changes"
         ]
-    return findings
+    return []
 
 
 def _problems(found: CutAt) -> list[str]:
@@ -87,34 +144,34 @@ def _problems(found: CutAt) -> list[str]:
     names = [part.log for part in found.cut.logs]
     if names != sorted(set(names)):
         problems.append("its logs are not in order of name, each once")
-    control = found.logs.get(CONTROL_LOG)
-    if control is None:
-        return [*problems, "it does not speak of the control log"]
-    for part in found.cut.logs:
-        if partition_of_log(part.log) is not None:
-            problems += _pin_problems(part, control.size)
-        elif part.log != CONTROL_LOG:
-            problems.append(f"it speaks of {part.log!r}, which is no log that a cut is made of")
+    if found.logs.get(CONTROL_LOG) is None:
+        problems.append("it does not speak of the control log")
+    problems += [
+        f"it speaks of {part.log!r}, which is no log that a cut is made of"
+        for part in found.cut.logs
+        if partition_of_log(part.log) is None and part.log != CONTROL_LOG
+    ]
     return problems
 
 
-def _pin_problems(part: LogCut, control_size: int) -> list[str]:
-    pins = pins_of(part)
+def _pin_problems(part: LogCut, pins: Sequence[Pin], control_size: int | None) -> list[str]:
+    """What is wrong with the pins that a cut adds, after those it follows."""
     if part.size and (not pins or pins[0][0] != 0):
         return [f"{part.log} has no pin from position 0 on"]
     problems: list[str] = []
-    for (start, known), (next_start, next_known) in pairwise(pins):
+    first = min(part.earlier_pins, len(pins))
+    for (start, known), (next_start, next_known) in pairwise(pins[max(0, first - 1) :]):
         if next_start <= start or next_known < known:
             problems.append(
                 f"{part.log}'s pin from position {next_start} (control size {next_known}) does not"
                 f" follow the one from {start} ({known})"
             )
-    for start, known in pins:
+    for start, known in pins[first:]:
         if start >= part.size:
             problems.append(
                 f"{part.log}'s pin from position {start} is beyond its size {part.size}"
             )
-        if known > control_size:
+        if control_size is not None and known > control_size:
             problems.append(
                 f"{part.log}'s pin from position {start} says control size {known}; the control"
                 f" log has {control_size}"
@@ -129,18 +186,10 @@ def _problems_since(before: CutAt, after: CutAt) -> list[str]:
         later = now.get(part.log)
         if later is None:
             problems.append(f"it does not speak of {part.log}, of which {before.place} does")
-            continue
-        if later.size < part.size:
+        elif later.size < part.size:
             problems.append(
                 f"{part.log} has {later.size} entries in it and {part.size} in {before.place}:"
                 " a log never shrinks"
-            )
-            continue
-        kept = [pin for pin in pins_of(later) if pin[0] < part.size]
-        if kept != pins_of(part):
-            problems.append(
-                f"{part.log}'s pins below position {part.size} are not those of {before.place}:"
-                " a pin never changes"
             )
     return problems
 

@@ -6,7 +6,7 @@ can be checked in processes of their own.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping
+from collections.abc import Callable, MutableMapping
 from contextlib import closing, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,7 +16,7 @@ from audit.admitted import Accepted, AppendCheck, Counts, UsageCheck
 from audit.findings import Finding, Findings
 from audit.layout import Export
 from audit.spill import KEPT_IN_MEMORY, SpilledBodies
-from audit.tree import TreeCheck
+from audit.tree import TileFiles, TreeCheck
 from kernel.note import Checkpoint
 from kernel.placement import partition_of_log
 
@@ -42,12 +42,28 @@ class LogResult:
 def check_log(
     export_root: Path, log: str, checkpoint: Checkpoint, wanted_sizes: frozenset[int]
 ) -> LogResult:
-    """Check one log. Memory: one bundle, and for a usage log its identities."""
+    """Check one log of an export."""
     export = Export(export_root)
-    tree = TreeCheck(export.log(log), checkpoint, wanted_sizes)
+    return check_files(export.log(log), export.aside, checkpoint, wanted_sizes)
+
+
+def check_files(
+    files: TileFiles,
+    aside: Callable[[bytes], bytes | None],
+    checkpoint: Checkpoint,
+    wanted_sizes: frozenset[int],
+    look: Callable[[int, list[bytes]], None] = lambda first, entries: None,
+) -> LogResult:
+    """Check one log, wherever its files are; `look` is shown all entries, in order.
+
+    Memory: one bundle, and for a usage log its identities.
+    """
+    log = files.log
+    tree = TreeCheck(files, checkpoint, wanted_sizes)
     if partition_of_log(log) is None:
-        append = AppendCheck(log, export.aside)
+        append = AppendCheck(log, aside)
         for first, entries in tree.bundles():
+            look(first, entries)
             append.take(first, entries)
         return _result(tree, checkpoint, append, [], [])
     bodies: MutableMapping[bytes, bytes] = {}
@@ -56,8 +72,9 @@ def check_log(
         bodies = SpilledBodies()
         scope = closing(bodies)
     with scope:
-        usage = UsageCheck(log, export.aside, bodies)
+        usage = UsageCheck(log, aside, bodies)
         for first, entries in tree.bundles():
+            look(first, entries)
             usage.take(first, entries)
         lost, notes = usage.finish()
     result = _result(tree, checkpoint, usage, lost, notes)

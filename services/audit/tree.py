@@ -10,15 +10,27 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from typing import Final, Protocol
 
 from audit.findings import Finding, Findings
-from audit.layout import LogFiles, split_bundle
+from audit.layout import split_bundle
 from kernel import tiles
 from kernel.merkle import HASH_BYTES, Frontier, leaf_hash, root_at
 from kernel.note import Checkpoint
 
 _MAX_MISMATCHES: Final = 1_000
+
+
+class TileFiles(Protocol):
+    """The tiles and bundles of one log; None for what is not there."""
+
+    log: str
+
+    def tile(self, level: int, index: int, width: int) -> bytes | None:
+        """Hashes of a tile."""
+
+    def bundle(self, index: int, width: int) -> bytes | None:
+        """Bytes of an entry bundle."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +71,7 @@ class TreeCheck:
     """The check of one log. Read `bundles` to the end, then `finish`."""
 
     def __init__(
-        self, files: LogFiles, checkpoint: Checkpoint, wanted_sizes: Iterable[int] = ()
+        self, files: TileFiles, checkpoint: Checkpoint, wanted_sizes: Iterable[int] = ()
     ) -> None:
         """`wanted_sizes`: sizes at which the tree's root is wanted, for the cuts."""
         self._files = files

@@ -101,6 +101,15 @@ async def published(
     return found
 
 
+async def published_size(stack: Stack, log: str) -> int:
+    """Size of the checkpoint over HTTP; -1 while there is none."""
+    async with httpx.AsyncClient() as client:
+        answer = await client.get(log_url(stack, log) + "checkpoint")
+    if answer.status_code != 200:
+        return -1
+    return opened(answer.content, keys_of(stack, log)).size
+
+
 async def check_files(client: httpx.AsyncClient, url: str, checkpoint: Checkpoint) -> None:
     """Every tile and bundle of a size is there, and gives the checkpoint's root."""
     hashes: list[bytes] = []
@@ -344,6 +353,44 @@ async def test_a_store_that_is_not_whole_is_written_again(stack: Stack, tmp_path
         data = (tmp_path / "logs" / _LOG / tiles.bundle_path(index, width)).read_bytes()
         hashes += map(merkle.leaf_hash, tiles.decode_bundle(data))
     assert merkle.root_of(hashes) == checkpoint.root
+
+
+async def test_a_proof_stands_by_itself(stack: Stack, tmp_path: Path) -> None:
+    environment = {
+        **os.environ,
+        **stack.environment(),
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+    }
+
+    def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", *arguments],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=60,
+        )
+
+    file = tmp_path / "entry.tlog-proof"
+    async with ledger(stack) as stub:
+        position = await append(stub, 1, payload=b"the record") - 1
+    made = await asyncio.to_thread(
+        run, "tollbook.cli", "ledger", "proof", _LOG, str(position), "--out", str(file)
+    )
+    assert made.returncode == 0, made.stderr
+    options = ["--key", environment["TOLLBOOK_VERIFIER_KEYS"]]
+    policy = ["--policy", environment["TOLLBOOK_WITNESS_POLICY"]]
+    told = await asyncio.to_thread(run, "audit.proof", str(file), *options, *policy)
+    assert told.returncode == 0, told.stderr
+    assert told.stdout.startswith(f"position {position} of ")
+    assert "cosigned by witness.local/" in told.stdout
+    file.write_bytes(file.read_bytes().replace(b"index ", b"index 1", 1))
+    told = await asyncio.to_thread(
+        run, "tollbook.cli", "ledger", "check-proof", str(file), *options
+    )
+    assert (told.returncode, told.stdout) == (1, "")
+    assert "DOES NOT PROVE" in told.stderr
 
 
 async def test_the_signers_key_is_rotated_by_a_record_that_the_old_one_signs(stack: Stack) -> None:

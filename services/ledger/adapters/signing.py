@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import structlog
-from kernel.keychain import KeyChain
 
 from kernel import leaf as leaf_format
 from kernel import merkle
+from kernel.keychain import KeyChain
 from kernel.leaf import LeafError
 from kernel.note import Checkpoint, SignerKey, sign_checkpoint
 from kernel.placement import CONTROL_LOG

@@ -19,6 +19,7 @@ log = structlog.get_logger()
 
 BATCH: Final = 4_000
 CALL_TIMEOUT_S: Final = 10.0
+SIZE_MOVED: Final = "SIZE_MOVED"
 _BACKOFF_MS: Final = (50, 100, 250, 500, 1_000)
 
 T = TypeVar("T")
@@ -89,10 +90,26 @@ class Ledger:
             self.stub.ListLogs(ledger_pb2.ListLogsRequest(), timeout=CALL_TIMEOUT_S)
         )
 
-    async def append(self, name: str, key: str, payload: bytes) -> ledger_pb2.AppendResponse:
-        """Append a record under an idempotency key. Errors: as `answer`."""
-        request = ledger_pb2.AppendRequest(log=name, idempotency_key=key, payload=payload)
-        return await self.answer(self.stub.Append(request, timeout=CALL_TIMEOUT_S))
+    async def append(
+        self, name: str, key: str, payload: bytes, expected_size: int | None = None
+    ) -> ledger_pb2.AppendResponse:
+        """Append a record under an idempotency key. Errors: as `answer`.
+
+        With `expected_size` only if the log has that size: else FailedPrecondition(SIZE_MOVED).
+        """
+        request = ledger_pb2.AppendRequest(
+            log=name, idempotency_key=key, payload=payload, expected_size=expected_size
+        )
+        return await self.answer(self._appended(request))
+
+    async def _appended(self, request: ledger_pb2.AppendRequest) -> ledger_pb2.AppendResponse:
+        try:
+            return await self.stub.Append(request, timeout=CALL_TIMEOUT_S)
+        except grpc.aio.AioRpcError as error:
+            moved = error.code() is grpc.StatusCode.FAILED_PRECONDITION
+            if moved and request.HasField("expected_size"):
+                raise errors.FailedPrecondition(error.details() or "", SIZE_MOVED) from None
+            raise
 
     async def root(self, name: str, size: int) -> bytes:
         """Root of a log's tree at a size, at least 1. Errors: as `answer`."""

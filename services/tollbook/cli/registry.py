@@ -32,6 +32,7 @@ COMMANDS: dict[str, Entry] = {
     "cards": Entry("tollbook.cli.cards:cards", "Check rate cards and put them in force."),
     "operators": Entry("tollbook.cli.operators:operators", "Make those who change prices."),
     "rerate": Entry("tollbook.cli.rerate:rerate", "Set right what a wrong price charged."),
+    "rate": Entry("tollbook.cli.rate:rate", "Rate a file of usage by a folder of cards, offline."),
     "balance": Entry("tollbook.cli.balance:balance", "Show balances, and where they are true."),
     "receipt": Entry("tollbook.cli.balance:receipt", "Show what one request was charged."),
     "postings": Entry("tollbook.cli.balance:postings", "Show an account's postings."),
@@ -45,6 +46,9 @@ LEDGER_COMMANDS: dict[str, Entry] = {
     "verify": Entry(
         "tollbook.cli.ledger_verify:verify", "Check every row against what was signed."
     ),
+    "rebuild": Entry("tollbook.cli.ledger_rebuild:rebuild", "Bring a lost database to its root."),
+    "proof": Entry("tollbook.cli.ledger_proof:proof", "Write an entry with its proof."),
+    "check-proof": Entry("tollbook.cli.ledger_proof:check_proof", "Check a proof, offline."),
     "partitions": Entry("tollbook.cli.ledger_state:partitions", "Who works on which log."),
     "streams": Entry("tollbook.cli.ledger_state:streams", "What producers sent, and what lacks."),
     "events": Entry("tollbook.cli.ledger_events:events", "Read entries, all or those that match."),

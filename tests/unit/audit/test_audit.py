@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 from tests.unit.audit import world as worlds
-from tests.unit.audit.world import World, grant, small_world, usage_event
+from tests.unit.audit.world import Producer, World, account, grant, small_world, usage_event
 
 from audit.__main__ import main
 from audit.auditor import audit
 from audit.findings import UnusableError
 from audit.report import Report
+from kernel import leaf as leaves
 from kernel.note import SignerKey
 from ledger.domain.admission import ACCEPTED
 from tollbook.ledger.v1 import ledger_pb2 as ledger
@@ -281,10 +282,88 @@ def _unknown_log(cut: control_pb2.Cut) -> None:
 def test_a_cut_that_says_what_is_not_so(change: object, told: str, tmp_path: Path) -> None:
     world = small_world()
     assert callable(change)
-    world.cut(change)
+    world.cut(change, restate=True)
     first = audited(world, tmp_path).first
     assert first is not None
     assert str(first).startswith(told)
+
+
+def _not_so_many(cut: control_pb2.Cut) -> None:
+    _of(cut, "usage-0").earlier_pins = 9
+
+
+def _pin_put_between(cut: control_pb2.Cut) -> None:
+    _of(cut, "usage-1").pins.add(from_position=30, control_size=7)
+
+
+def _said_again_otherwise(cut: control_pb2.Cut) -> None:
+    part = _of(cut, "usage-0")
+    part.earlier_pins = 1
+    part.pins.add(from_position=44, control_size=5)
+
+
+def _pin_going_back(cut: control_pb2.Cut) -> None:
+    _of(cut, "usage-1").pins.add(from_position=63, control_size=2)
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (_not_so_many, "cuts position 2: usage-0 has 9 pins in earlier cuts by it, they have 2"),
+        (_pin_put_between, "cuts position 2: usage-1's pins below position 63 are not those of"),
+        (_said_again_otherwise, "cuts position 2: usage-0's pins below position 45 are not those"),
+        (_pin_going_back, "cuts position 2: usage-1's pin from position 63 (control size 2) does"),
+    ],
+)
+def test_a_cut_that_adds_pins_that_do_not_follow(change: object, told: str, tmp_path: Path) -> None:
+    world = small_world()
+    assert callable(change)
+    world.cut(change)
+    assert str(audited(world, tmp_path).first).startswith(told)
+
+
+def test_pins_are_said_once_in_all_cuts_together(tmp_path: Path) -> None:
+    world = small_world()
+    for number in range(50):
+        world.change(account(f"later-{number}"))
+        world.take("usage-0", Producer(f"p/{number}").record(usage_event(f"n{number}", "acme")))
+        if number % 10 == 9:
+            world.cut()
+    cuts = [control_pb2.Cut.FromString(leaves.decode(raw).value) for raw in world.cuts]
+    said = [part for cut in cuts for part in cut.logs if part.log == "usage-0"]
+    assert sum(len(part.pins) for part in said) == len(world.usage["usage-0"].pins)
+    assert [len(part.pins) for part in said[-5:]] == [10] * 5
+    world.serve()
+    assert audited(world, tmp_path).ok
+    # One that says all of them again, as earlier versions did, fits among them.
+    world.cut(restate=True)
+    world.cut()
+    assert audited(world, tmp_path / "again").ok
+
+
+@pytest.mark.parametrize("most", [1, 3, 7])
+def test_more_new_pins_than_one_cut_holds(most: int, tmp_path: Path) -> None:
+    world = small_world()
+    for number in range(20):
+        world.change(account(f"later-{number}"))
+        for log in ("usage-0", "usage-1"):
+            producer = Producer(f"p/{log}/{number}")
+            world.take(log, producer.record(usage_event(f"{log}-{number}", "acme")))
+    world.cut(most_pins=most)
+    sizes = []
+    for raw in world.cuts[2:]:
+        cut = control_pb2.Cut.FromString(leaves.decode(raw).value)
+        sizes.append(sum(len(part.pins) for part in cut.logs))
+        assert cut.pins_only == (len(sizes) < len(world.cuts) - 2)
+    assert sum(sizes) == 40
+    assert max(sizes) <= most
+    report = audited(world, tmp_path)
+    assert report.ok, report.as_text()
+    # A system that stopped between the parts is audited by its last whole cut.
+    del world.cuts[-1]
+    last = audited(world, tmp_path / "stopped")
+    assert last.cut is not None
+    assert last.cut.position == 1
 
 
 def test_a_history_that_was_rewritten_and_signed_again(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from kernel.note import Checkpoint, SignerKey, sign_checkpoint
 from kernel.tilebuilder import CHECKPOINT_PATH, TileBuilder
 from ledger.domain.admission import ACCEPTED, Admission
 from ledger.domain.rotation import record_of
+from pricing.adapters.cuts import MAX_NEW_PINS, split_pins
 from pricing.domain import books
 from pricing.domain.card import content_hash
 from pricing.domain.card_yaml import parse_card
@@ -244,8 +245,16 @@ class World:
             **{name: len(log.leaves) for name, log in self.usage.items()},
         }
 
-    def cut(self, change: Callable[[control_pb2.Cut], None] = lambda cut: None) -> None:
-        """Let pricing write a cut; `change` alters it before it is appended."""
+    def cut(
+        self,
+        change: Callable[[control_pb2.Cut], None] = lambda cut: None,
+        restate: bool = False,
+        most_pins: int = MAX_NEW_PINS,
+    ) -> None:
+        """Let pricing write a cut; `change` alters it before it is appended.
+
+        With `restate` it says all pins again, as the first version's cuts did.
+        """
         replay = self.replay()
         cut = control_pb2.Cut(
             cut_time=timestamp_of(T0_US),
@@ -269,8 +278,13 @@ class World:
             for start, known in pins:
                 if start < len(entries):
                     part.pins.add(from_position=start, control_size=known)
-        change(cut)
-        self.append(self.cuts, cut.SerializeToString())
+        before = None
+        if self.cuts and not restate:
+            before = control_pb2.Cut.FromString(leaves.decode(self.cuts[-1]).value)
+        *alone, whole = split_pins(cut, before, most_pins)
+        change(whole)
+        for written in (*alone, whole):
+            self.append(self.cuts, written.SerializeToString())
 
     # The export ---------------------------------------------------------------
 

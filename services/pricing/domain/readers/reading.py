@@ -8,6 +8,7 @@ be put aside with the reason and read again when the reader knows better.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from pricing.domain.dimensions import LeafKey
@@ -49,6 +50,7 @@ class UsageReading(NamedTuple):
     region: str = ""
 
 
+@lru_cache(maxsize=4096)
 def token_key(
     direction: str,
     modality: str = "text",
@@ -57,7 +59,7 @@ def token_key(
     kind: str = "plain",
     attribute: str = "",
 ) -> LeafKey:
-    """Key of a leaf of tokens."""
+    """Key of a leaf of tokens; as a rule the same object for the same dimensions."""
     return LeafKey("token", direction, modality, cache_use, cache_ttl, kind, attribute)
 
 
@@ -70,8 +72,6 @@ def reading_of(
     counts: Mapping[LeafKey, int], service_tier: str = "", region: str = ""
 ) -> UsageReading:
     """A reading of counted leaves; those that are 0 are left out."""
-    if len(counts) > 1:
-        leaves = tuple(EventLeaf(key, counts[key], 0) for key in sorted(counts) if counts[key])
-    else:
-        leaves = tuple(EventLeaf(key, amount, 0) for key, amount in counts.items() if amount)
-    return UsageReading(leaves, service_tier, region)
+    leaves = [EventLeaf(key, amount, 0) for key, amount in counts.items() if amount]
+    leaves.sort()
+    return UsageReading(tuple(leaves), service_tier, region)

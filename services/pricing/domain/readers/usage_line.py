@@ -52,6 +52,7 @@ _REQUEST: Final = frozenset(
         "outcome",
     }
 )
+_TEXTS: Final = _REQUEST - {"usage", "usageMetadata", "created", "time", "outcome", "service_tier"}
 _EVENT_SPELLINGS: Final = {
     "eventId": "event_id",
     "accountId": "account_id",
@@ -117,13 +118,15 @@ def read_line(data: object) -> UsageLine:
 def _read_request(line: fields.Object) -> UsageLine:
     fields.known(line, _REQUEST, "", "usage line")
     usage_field = _one_of(line, "usage", "usageMetadata")
-    model = fields.word(line, _one_of(line, "model", "modelVersion"))
+    # Most lines say little: only what is there is looked at.
+    said = {name: fields.word(line, name) for name in line if name in _TEXTS}.get
+    model = said(_one_of(line, "model", "modelVersion"), "")
     if not model:
         raise UsageReadError("model", MISSING_FIELD, "this field is missing")
     usage = line.get(usage_field)
     if usage is None:
         raise UsageReadError("usage", MISSING_FIELD, "this field is missing")
-    name = fields.word(line, "dialect")
+    name = said("dialect", "")
     try:
         dialect = dialects.named(name) if name else dialects.detected(usage)
         reading = dialect.read(usage)
@@ -134,15 +137,15 @@ def _read_request(line: fields.Object) -> UsageLine:
         raise UsageReadError(inside, error.reason, error.message) from None
     context = Context(
         model,
-        fields.word(line, "base_model") or model,
-        fields.word(line, "adapter"),
+        said("base_model", "") or model,
+        said("adapter", ""),
         _tier(line, dialect, reading),
-        _agreed(fields.word(line, "region"), reading.region, "region"),
+        _agreed(said("region", ""), reading.region, "region"),
     )
     return UsageLine(
-        fields.word(line, "id"),
-        fields.word(line, "account"),
-        fields.word(line, "provider"),
+        said("id", ""),
+        said("account", ""),
+        said("provider", ""),
         context,
         _outcome(line),
         _when_us(line),

@@ -4,7 +4,7 @@ VENV   := .venv/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lock lint test demo bench up down status clean
+.PHONY: help setup protos lock lint test chaos demo bench up down status clean
 
 help: ## what can be made
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -23,6 +23,10 @@ lint: setup ## ruff, mypy --strict, buf lint, buf breaking, import rules
 
 test: setup ## every test, on the real parts (ARGS="-k name" for some of them)
 	@$(VENV)/python -m pytest $(ARGS)
+
+chaos: setup ## the long form: 200 kills under 2 million events, 100,000 simulated histories
+	@TOLLBOOK_KILLS=200 TOLLBOOK_KILL_EVENTS=2000000 TOLLBOOK_SEEDS=100000 $(VENV)/python -m pytest \
+		tests/chaos/test_ledger_kills.py tests/chaos/test_ledger_simulation.py -s $(ARGS)
 
 demo: setup ## the whole path, real: requests to charges to an auditor's verdict
 	@$(VENV)/tollbook demo $(ARGS)

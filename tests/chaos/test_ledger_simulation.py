@@ -10,9 +10,10 @@ import sys
 import pytest
 from tests.chaos import ledger_simulation as simulation
 
-pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600)]
-
 SEEDS = int(os.environ.get("TOLLBOOK_SEEDS", "10000"))
+
+pytestmark = [pytest.mark.chaos, pytest.mark.timeout(600 + SEEDS // 20)]
+
 # Seeds that found something once; they are run for ever.
 FOUND_ONCE: tuple[int, ...] = ()
 

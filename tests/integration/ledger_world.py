@@ -60,6 +60,10 @@ class Disagreement(AssertionError):
     """The ledger is not what its topic says."""
 
 
+async def _no_pause() -> None:
+    """As fast as it goes."""
+
+
 class _Batch(NamedTuple):
     builder: Any
     records: list[tuple[bytes, bytes | None]]
@@ -322,11 +326,14 @@ class LedgerWorld:
         self,
         partition: int,
         records: Iterable[tuple[bytes, bytes | None]],
-        pause_s: float = 0,
+        pause: Callable[[], Awaitable[None]] = _no_pause,
         batch_bytes: int = 16 * 1024,
         **options: Any,
     ) -> None:
-        """As a spool does it: in order, and again from the last acknowledged one on any error."""
+        """As a spool does it: in order, and again from the last acknowledged one on any error.
+
+        `pause` is awaited before each batch.
+        """
         source = iter(records)
         waiting: list[tuple[bytes, bytes | None]] = []
         is_over = False
@@ -341,6 +348,7 @@ class LedgerWorld:
             try:
                 await producer.start()
                 while not is_over:
+                    await pause()
                     # What failed is sent first; the record that did not fit begins the next batch.
                     batch, rest = _filled(producer.create_batch(), itertools.chain(waiting, source))
                     waiting = [*batch.records, *rest]
@@ -352,7 +360,6 @@ class LedgerWorld:
                     )
                     self.sent[partition] += len(batch.records)
                     waiting = rest
-                    await asyncio.sleep(pause_s)
             except (KafkaError, OSError, TimeoutError):
                 await asyncio.sleep(0.1)
             finally:

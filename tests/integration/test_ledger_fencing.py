@@ -44,8 +44,9 @@ async def flow(world: LedgerWorld) -> AsyncIterator[None]:
         values = world.values(partition, 1_000_000)
         return itertools.takewhile(lambda _: not stopped.is_set(), values)
 
+    pause = functools.partial(asyncio.sleep, 0.05)
     feeds = [
-        asyncio.create_task(world.deliver(partition, endless(partition), 0.05, batch_bytes=4_096))
+        asyncio.create_task(world.deliver(partition, endless(partition), pause, batch_bytes=4_096))
         for partition in range(world.partitions)
     ]
     try:

@@ -23,9 +23,12 @@ Positions = npt.NDArray[np.int64]
 RUN_ENTRIES: Final = 1 << 17
 """A run of this many entries is sealed: sorted once and written away."""
 
-_FIRST_CAPACITY: Final = 1 << 18
+_FIRST_CAPACITY: Final = 1 << 20
+_GROWTH: Final = 4
+"""Each filter holds so many times what the one before it holds: a question asks few of them."""
 _BITS_PER_ENTRY: Final = 16
-_PROBES: Final = 4
+_PROBES: Final = 6
+_BIT: Final = np.left_shift(1, np.arange(8)).astype(np.uint8)
 
 
 class Run(NamedTuple):
@@ -88,23 +91,21 @@ class _Filter:
         for word, bit in self._probes(fingerprints):
             np.bitwise_or.at(self._words, word, bit.astype(np.uint8))
 
-    def may_hold(self, fingerprints: Fingerprints) -> npt.NDArray[np.bool_]:
-        """For each: False when it was never put in."""
+    def held(self, fingerprints: Fingerprints) -> npt.NDArray[np.intp]:
+        """Which of them may have been put in; the others never were."""
         step = (fingerprints >> np.uint64(32)) | np.uint64(1)
-        left = np.arange(len(fingerprints))
+        left: npt.NDArray[np.intp] = np.arange(len(fingerprints))
         at = fingerprints
         for _ in range(_PROBES):
             bit = at & self._mask
-            word = self._words[(bit >> np.uint64(3)).astype(np.intp)]
-            hit = (word >> (bit & np.uint64(7)).astype(np.uint8)) & 1 == 1
-            left = left[hit]
+            word = self._words.take((bit >> np.uint64(3)).view(np.int64))
+            hit = np.flatnonzero(word & _BIT.take((bit & np.uint64(7)).view(np.int64)))
+            left = left.take(hit)
             if not len(left):
                 break
-            at = (at + step)[hit]
-            step = step[hit]
-        answer = np.zeros(len(fingerprints), dtype=np.bool_)
-        answer[left] = True
-        return answer
+            step = step.take(hit)
+            at = at.take(hit) + step
+        return left
 
 
 class IdentityIndex:
@@ -124,7 +125,7 @@ class IdentityIndex:
         while len(fingerprints):
             last = self._filters[-1] if self._filters else None
             if last is None or last.entries >= last.capacity:
-                last = _Filter(2 * last.capacity if last is not None else _FIRST_CAPACITY)
+                last = _Filter(_GROWTH * last.capacity if last is not None else _FIRST_CAPACITY)
                 self._filters.append(last)
             room = last.capacity - last.entries
             last.add(fingerprints[:room])
@@ -167,7 +168,7 @@ class IdentityIndex:
         """(index of the question, position) of every entry with a fingerprint asked for."""
         suspect = np.zeros(len(fingerprints), dtype=np.bool_)
         for part in self._filters:
-            suspect |= part.may_hold(fingerprints)
+            suspect[part.held(fingerprints)] = True
         asked = np.flatnonzero(suspect)
         if not len(asked):
             return []
@@ -175,10 +176,11 @@ class IdentityIndex:
         found: list[tuple[int, int]] = []
         for run in (*self._runs, *self._tail):
             first = np.searchsorted(run.fingerprints, wanted, side="left")
-            end = np.searchsorted(run.fingerprints, wanted, side="right")
-            for hit in np.flatnonzero(end > first):
+            there = run.fingerprints.take(first, mode="clip") == wanted
+            for hit in np.flatnonzero(there).tolist():
+                end = np.searchsorted(run.fingerprints, wanted[hit], side="right")
                 question = int(asked[hit])
                 found.extend(
-                    (question, int(position)) for position in run.positions[first[hit] : end[hit]]
+                    (question, int(position)) for position in run.positions[first[hit] : end]
                 )
         return found

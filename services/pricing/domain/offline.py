@@ -188,8 +188,13 @@ class OfflineRater:
         )
 
     def _as_in_cards(self, line: UsageLine) -> Context:
-        """The context with the model under the name that the cards have, if they have one."""
+        """The context with the model under the name that the cards have, if they have one.
+
+        Our own events name the model that was served, and no other.
+        """
         context = line.context
+        if not line.is_request:
+            return context
         model = self._model(line.provider, context.model)
         if model == context.model:
             return context

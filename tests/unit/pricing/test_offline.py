@@ -215,6 +215,25 @@ def test_a_model_is_found_under_the_name_that_the_answer_gave(imported: OfflineR
     )
 
 
+@pytest.mark.parametrize("provider", ["acme", ""])
+def test_a_model_without_a_price_never_takes_anothers(
+    imported: OfflineRater, provider: str
+) -> None:
+    name = "nutcracker" if provider else "acme/nutcracker"
+    usage = {"prompt_tokens": 10, "completion_tokens": 1}
+    line = {"provider": provider, "model": name, "usage": usage, "created": 1_770_000_000}
+    result = imported.rate(read_line(line))
+    assert (result.context.model, result.unpriced) == ("acme/nutcracker", 2)
+    # And an event's model is the one that was served, whatever other lists call it.
+    event = {
+        "served_model": "walnut",
+        "outcome": "complete",
+        "event_time": "2026-01-31T00:00:00Z",
+        "quantities": [{"unit": "token", "direction": "in", "amount": 1}],
+    }
+    assert imported.rate(read_line(event)).unpriced == 1
+
+
 def test_a_fee_for_a_request_is_of_usage_objects_and_not_of_events(imported: OfflineRater) -> None:
     quantities = [{"unit": "token", "direction": "in", "amount": 1000}]
     event = {

@@ -125,12 +125,21 @@ class ModelNames:
     def __init__(self, providers: Iterable[NamedProvider]) -> None:
         self._providers = {provider.provider_id: provider for provider in providers}
         self._found: dict[tuple[str, str], str] = {}
+        self._full_names = {
+            f"{provider.provider_id}/{model.model_id}"
+            for provider in self._providers.values()
+            for model in provider.models
+        }
 
     def card_model(self, provider: str, name: str) -> str:
         """PROVIDER/MODEL as cards have it, or empty: no provider or no model of this name.
 
-        An empty provider: the first whose models are called like this.
+        An empty provider: the name may be a PROVIDER/MODEL, else it is the first
+        provider's whose models are called like this.
         """
+        if not provider and name in self._full_names:
+            # Also where the list has no price for it: then no other model's will do.
+            return name
         asked = (provider, name)
         found = self._found.get(asked)
         if found is None:

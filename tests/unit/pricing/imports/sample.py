@@ -82,6 +82,8 @@ PROVIDERS: list[dict[str, Any]] = [
                 "match": {"equals": "bolt-embed"},
                 "prices": {"input_mtok": 0.08333333333333334},
             },
+            # The list knows it and has no price for it.
+            {"id": "nutcracker", "match": {"equals": "nutcracker"}, "prices": {}},
         ],
     },
     {

@@ -1,15 +1,17 @@
-"""Every published model, rated by us and by genai-prices: the same, but for what is listed here.
+"""Every model, rated by us and by genai-prices: the same, but for what is listed here.
 
 Two hands that know nothing of each other reckon the same prices for the same
-usage. Theirs is the Decimal arithmetic of the pinned package over the same file;
-ours is the imported cards, through the offline rater.
+usage. Theirs is the Decimal arithmetic of the pinned package; ours is the
+imported cards, through the offline rater. Two lists: the published file of
+1,285 models where it lies beside the project, and the one inside the package.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
-from datetime import UTC, datetime
+from collections.abc import Iterator
+from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
 from fractions import Fraction
 from functools import cache
@@ -18,18 +20,24 @@ from typing import Any, NamedTuple
 
 import pytest
 from genai_prices import types as theirs
+from tests.unit.pricing.imports import bundled
 
 from pricing.domain.card_yaml import parse_card
-from pricing.domain.imports.genai_cards import import_prices
+from pricing.domain.imports.genai_cards import Import, import_prices
 from pricing.domain.imports.price_file import read_price_file
-from pricing.domain.offline import OfflineRater, RatedLine
+from pricing.domain.offline import OfflineRater
 from pricing.domain.readers.usage_line import read_line
 
-PUBLISHED = Path(__file__).resolve().parents[5] / "shared" / "data" / "genai_prices_slim.json.gz"
-
-pytestmark = pytest.mark.skipif(
-    not PUBLISHED.exists(), reason="the published price list is not here"
+FILE = Path(__file__).resolve().parents[5] / "shared" / "data" / "genai_prices_slim.json.gz"
+PUBLISHED = pytest.param(
+    "published",
+    marks=pytest.mark.skipif(not FILE.exists(), reason="the published price list is not here"),
 )
+
+SAME = ""
+WAITS = "the list has no price: free there, waits here"
+ROUNDED = "the price is no whole number of pico-units for a token: rounded here"
+REFUSED = "refused there: the list prices two kinds and not what is both"
 
 
 class Sample(NamedTuple):
@@ -38,14 +46,20 @@ class Sample(NamedTuple):
     plain: int
     read: int = 0
     write: int = 0
+    write_1h: int = 0
     audio: int = 0
     audio_read: int = 0
     output: int = 0
+    reasoning: int = 0
     audio_output: int = 0
 
     @property
     def input(self) -> int:
-        return self.plain + self.read + self.write + self.audio + self.audio_read
+        return self.plain + self.read + self.write + self.write_1h + self.audio + self.audio_read
+
+    @property
+    def all_output(self) -> int:
+        return self.output + self.reasoning + self.audio_output
 
     def quantities(self) -> list[dict[str, Any]]:
         def leaf(amount: int, direction: str, **more: str) -> dict[str, Any]:
@@ -55,9 +69,11 @@ class Sample(NamedTuple):
             leaf(self.plain, "in"),
             leaf(self.read, "in", cache_use="read"),
             leaf(self.write, "in", cache_use="write"),
+            leaf(self.write_1h, "in", cache_use="write", cache_ttl="1h"),
             leaf(self.audio, "in", modality="audio"),
             leaf(self.audio_read, "in", modality="audio", cache_use="read"),
             leaf(self.output, "out"),
+            leaf(self.reasoning, "out", token_kind="reasoning"),
             leaf(self.audio_output, "out", modality="audio"),
         ]
 
@@ -65,10 +81,12 @@ class Sample(NamedTuple):
         counts = {
             "input_tokens": self.input,
             "cache_read_tokens": self.read + self.audio_read,
-            "cache_write_tokens": self.write,
+            "cache_write_tokens": self.write + self.write_1h,
+            "cache_write_1h_tokens": self.write_1h,
             "input_audio_tokens": self.audio + self.audio_read,
             "cache_audio_read_tokens": self.audio_read,
-            "output_tokens": self.output + self.audio_output,
+            "output_tokens": self.all_output,
+            "output_reasoning_tokens": self.reasoning,
             "output_audio_tokens": self.audio_output,
         }
         return theirs.Usage(**{name: count for name, count in counts.items() if count})
@@ -76,143 +94,181 @@ class Sample(NamedTuple):
 
 SAMPLES = [
     Sample(1, output=1),
-    Sample(1_234, output=567),
+    Sample(1_234, output=500, reasoning=67),
     Sample(900, read=80_000, output=33),
     Sample(900, read=5_000, write=7_001, output=33),
-    # Around every boundary of a tier in the list: 128,000, 200,000, 272,000 and 512,000.
-    Sample(27_999, read=100_000, output=9),
-    Sample(28_000, read=100_000, output=9),
-    Sample(28_001, read=100_000, output=9),
-    Sample(200_000, output=9),
-    Sample(200_001, output=9),
-    Sample(272_000, output=9),
-    Sample(272_001, output=9),
-    Sample(512_000, output=9),
-    Sample(512_001, output=9),
+    Sample(900, read=5_000, write=7_001, write_1h=1_009, output=33),
 ]
 AUDIO = [
     Sample(100, audio=50, output=7, audio_output=11),
     Sample(100, read=30, audio=50, audio_read=20, output=7, audio_output=11),
 ]
-# Before, on and after every date in the list, and at both edges of DeepSeek's hours.
-INSTANTS = [
-    datetime(2025, 6, 9, 23, 59, 59, tzinfo=UTC),
-    datetime(2025, 6, 10, 0, 29, 59, tzinfo=UTC),
-    datetime(2026, 3, 12, 0, 30, tzinfo=UTC),
-    datetime(2026, 3, 13, 16, 29, 59, tzinfo=UTC),
-    datetime(2026, 8, 31, 16, 30, tzinfo=UTC),
-    datetime(2026, 9, 1, 12, 0, tzinfo=UTC),
-]
+
+
+def samples(prices: theirs.ModelPrice) -> Iterator[Sample]:
+    """The samples for all, and the last and first request of each tier, cached tokens included."""
+    keys = {key for key, value in vars(prices).items() if value is not None}
+    if keys & {"input_audio_mtok", "output_audio_mtok"}:
+        yield from AUDIO
+        return
+    yield from SAMPLES
+    starts = {
+        tier.start
+        for value in vars(prices).values()
+        if isinstance(value, theirs.TieredPrices)
+        for tier in value.tiers
+    }
+    for start in sorted(starts):
+        for more in (0, 1):
+            yield Sample(start - 20_000 + more, read=20_000, output=9)
+
+
+def instants(model: theirs.ModelInfo) -> Iterator[datetime]:
+    """Now, and around every date and hour at which the model's prices change."""
+    yield datetime(2026, 11, 24, 12, 0, tzinfo=UTC)
+    if not isinstance(model.prices, list):
+        return
+    for one in model.prices:
+        if isinstance(one.constraint, theirs.StartDateConstraint):
+            midnight = datetime.combine(one.constraint.start_date, time(), UTC)
+            yield midnight - timedelta(microseconds=1)
+            yield midnight
+        elif one.constraint is not None:
+            for clock in (one.constraint.start_time, one.constraint.end_time):
+                edge = datetime.combine(datetime(2026, 11, 23), clock.replace(tzinfo=UTC))  # noqa: DTZ001
+                yield edge - timedelta(microseconds=1)
+                yield edge
 
 
 @cache
-def providers() -> list[theirs.Provider]:
-    raw = json.loads(gzip.decompress(PUBLISHED.read_bytes()), parse_float=Decimal)
-    return theirs._providers_from_raw(raw)
+def file_of(which: str) -> bytes:
+    return gzip.decompress(FILE.read_bytes()) if which == "published" else bundled.as_file()
 
 
 @cache
-def rater() -> OfflineRater:
-    made = import_prices(read_price_file(gzip.decompress(PUBLISHED.read_bytes())))
+def providers(which: str) -> list[theirs.Provider]:
+    return theirs._providers_from_raw(json.loads(file_of(which), parse_float=Decimal))
+
+
+@cache
+def imported(which: str) -> Import:
+    return import_prices(read_price_file(file_of(which)))
+
+
+@cache
+def rater(which: str) -> OfflineRater:
+    made = imported(which)
     return OfflineRater([parse_card(text) for text in made.cards.values()], "USD", made.names)
 
 
-def ours(provider: str, model: str, sample: Sample, at: datetime) -> RatedLine:
-    quantities = sample.quantities()
-    return rater().rate(
+class Asked(NamedTuple):
+    """A request to reckon twice."""
+
+    which: str
+    name: str
+    sample: Sample
+    at: datetime
+    tier: str
+
+
+def difference(asked: Asked, prices: theirs.ModelPrice) -> str:
+    """Why the two amounts differ; SAME when they are equal, to the last digit."""
+    sample = asked.sample
+    try:
+        their = Fraction(prices.calc_price(sample.usage())["total_price"])
+    except ValueError as refused:
+        return REFUSED if "Missing" in str(refused) else str(refused)
+    if prices.requests_kcount is not None:
+        # An event counts its requests itself; a usage object is one (test_offline.py).
+        assert isinstance(prices.requests_kcount, Decimal)
+        their -= Fraction(prices.requests_kcount) / 1000
+    result = rater(asked.which).rate(
         read_line(
             {
-                "served_model": f"{provider}/{model}",
+                "served_model": asked.name,
+                "service_tier": asked.tier,
                 "outcome": "complete",
-                "event_time": at.isoformat(),
-                "quantities": quantities,
+                "event_time": asked.at.isoformat(),
+                "quantities": sample.quantities(),
             }
         )
     )
+    our = Fraction(result.amount_pico, 10**12)
+    if our == their and not result.unpriced:
+        return SAME
+    if result.unpriced:
+        both = {"input_mtok", "output_mtok"} <= {
+            key for key, value in vars(prices).items() if value is not None
+        }
+        return "a leaf without a price" if both else WAITS
+    # Half a pico-unit a token is what rounding a price can cost.
+    if abs(our - their) * 10**12 <= Fraction(1, 2) * (sample.input + sample.all_output):
+        return ROUNDED
+    return f"another amount: {float(our)} and {float(their)}"
 
 
-def compared(samples: list[Sample], with_audio: bool) -> tuple[int, dict[str, set[str]]]:
+def has_variant(model: theirs.ModelInfo, context: dict[str, str], at: datetime) -> bool:
+    """Whether the list has a price for a context at an instant."""
+    return any(
+        one.when == context and (one.constraint is None or one.constraint.active(at))
+        for one in model.price_variants or ()
+    )
+
+
+def compared(which: str, context: dict[str, str], tier: str) -> tuple[int, dict[str, set[str]]]:
     """How many requests were compared, and the models that differ, by why."""
     found: dict[str, set[str]] = {}
     count = 0
-    for provider in providers():
+    for provider in providers(which):
         for model in provider.models:
             name = f"{provider.id}/{model.id}"
-            # A price without a date or hours is the same at every instant.
-            for at in INSTANTS if isinstance(model.prices, list) else INSTANTS[-1:]:
-                prices = model.get_prices(at)
-                keys = {key for key, value in vars(prices).items() if value is not None}
-                if with_audio != bool(keys & {"input_audio_mtok", "output_audio_mtok"}):
+            for at in instants(model):
+                if context and not has_variant(model, context, at):
+                    # There the standard price; here a tier without a price has none.
                     continue
-                for sample in samples:
+                prices = model.get_prices(at, context or None)
+                for sample in samples(prices):
                     count += 1
-                    why = difference(provider.id, model, sample, at, keys)
-                    if why:
+                    why = difference(Asked(which, name, sample, at, tier), prices)
+                    if why != SAME:
                         found.setdefault(why, set()).add(name)
     return count, found
 
 
-def difference(
-    provider: str, model: theirs.ModelInfo, sample: Sample, at: datetime, keys: set[str]
-) -> str:
-    """Why the two amounts differ; empty when they are the same, to the last digit."""
-    their = Fraction(model.get_prices(at).calc_price(sample.usage())["total_price"])
-    if "requests_kcount" in keys:
-        # An event counts its requests itself; a usage object is one (test_offline.py).
-        fee = model.get_prices(at).requests_kcount
-        assert isinstance(fee, Decimal)
-        their -= Fraction(fee) / 1000
-    result = ours(provider, model.id, sample, at)
-    our = Fraction(result.amount_pico, 10**12)
-    if result.unpriced:
-        return "we: no price, so it waits" if "output_mtok" not in keys else "unpriced"
-    if our == their:
-        return ""
-    # Half a pico-unit a token is what rounding a price can cost.
-    if abs(our - their) * 10**12 <= Fraction(1, 2) * (sample.input + sample.output):
-        return "we: price rounded to whole pico-units"
-    return "different"
+@pytest.mark.parametrize("which", [PUBLISHED, "bundled"])
+def test_every_model_costs_the_same(which: str) -> None:
+    made = imported(which)
+    count, found = compared(which, {}, "")
+    assert count > 5 * made.models
+    # Nothing else differs, and each of these models is in the import's own report.
+    assert set(found) <= {WAITS, ROUNDED}, found
+    assert found[ROUNDED] <= {one.model for one in made.rounded}
+    if which == "published":
+        assert made.models == 1285
+        assert found[WAITS] == set(made.without_output)
+        assert (len(found[WAITS]), len(found[ROUNDED])) == (40, 7)
 
 
-def test_every_model_costs_the_same_as_by_genai_prices() -> None:
-    count, found = compared(SAMPLES, with_audio=False)
-    assert count > 17_000
-    assert set(found) == {"we: no price, so it waits", "we: price rounded to whole pico-units"}
-    # What the list does not price costs nothing there and waits for a price here.
-    assert len(found["we: no price, so it waits"]) == 40
-    assert found["we: price rounded to whole pico-units"] == {
-        "huggingface_together/Qwen/Qwen3-VL-8B-Instruct",
-        "openrouter/google/gemini-2.5-flash-image",
-        "openrouter/google/gemini-2.5-flash-lite",
-        "openrouter/google/gemini-3-flash-preview",
-        "openrouter/google/gemini-3.1-flash-lite",
-        "openrouter/google/gemini-3.5-flash",
-        "openrouter/~google/gemini-flash-latest",
-    }
+def test_a_batch_costs_the_same_too() -> None:
+    count, found = compared("bundled", {"processing": "batch"}, "batch")
+    assert count > 300
+    assert set(found) <= {WAITS, ROUNDED}, found
 
 
-def test_spoken_tokens_cost_the_same_too() -> None:
-    count, found = compared(AUDIO, with_audio=True)
-    assert count == 20 * len(AUDIO)
-    assert found == {}
-
-
-def test_names_find_the_same_models() -> None:
-    names = import_prices(read_price_file(gzip.decompress(PUBLISHED.read_bytes()))).names
-    asked = 0
-    for provider in providers():
+@pytest.mark.parametrize("which", [PUBLISHED, "bundled"])
+def test_names_find_the_same_models(which: str) -> None:
+    names = imported(which).names
+    everyone = providers(which)
+    for provider in everyone:
         for model in provider.models:
             for name in (model.id, model.id.upper(), f"{model.id}-20260131"):
-                found = provider.find_model(name, all_providers=providers())
-                answer = names.card_model(provider.id, name)
+                found = provider.find_model(name, all_providers=everyone)
                 expected = ""
                 if found is not None:
                     home = next(
                         one
-                        for one in [provider, *providers()]
+                        for one in [provider, *everyone]
                         if any(found is other for other in one.models)
                     )
                     expected = f"{home.id}/{found.id}"
-                assert answer == expected, (provider.id, name)
-                asked += 1
-    assert asked == 3 * 1285
+                assert names.card_model(provider.id, name) == expected, (provider.id, name)

@@ -48,7 +48,7 @@ def test_a_provider_is_a_card_and_a_date_is_a_version_of_it(made: Import) -> Non
     assert line_of(second, "bolt-cheaper.input").price_pico == 2_000_000
     # What has no date stands in every version.
     assert line_of(first, "bolt-1.input") == line_of(second, "bolt-1.input")
-    assert made.models == 7
+    assert made.models == 8
 
 
 def test_a_key_is_a_line_with_its_dimensions(made: Import) -> None:
@@ -93,7 +93,7 @@ def test_what_is_no_whole_number_of_pico_units_is_rounded_and_named(made: Import
         "0.083333 per 1000000",
     )
     assert line_of(card_of(made, "acme.01.yaml"), "bolt-embed.input").price_pico == 83_333
-    assert made.without_output == ("acme/bolt-embed",)
+    assert made.without_output == ("acme/bolt-embed", "acme/nutcracker")
     assert not made.not_expressed
 
 
@@ -143,6 +143,9 @@ NAMES = [
     ("", "Bolt-1", "acme/bolt-1"),
     ("", "walnut", "other/nut"),
     ("", "screw", ""),
+    # Its own name goes before another provider's rule, also if it has no price.
+    ("", "acme/nutcracker", "acme/nutcracker"),
+    ("", "elsewhere/nutcracker", "other/nut"),
     ("nobody", "bolt-1", ""),
 ]
 
@@ -236,7 +239,7 @@ def test_the_command_writes_a_folder_whole_and_says_what_it_did(tmp_path: Path) 
     folder = tmp_path / "made" / "cards"
     done = run(str(file), "--to", str(folder))
     assert done.exit_code == 0, done.output
-    assert done.output.splitlines()[0] == f"7 models: 3 cards with 46 lines in {folder}"
+    assert done.output.splitlines()[0] == f"8 models: 3 cards with 46 lines in {folder}"
     assert "  acme/bolt-embed input_mtok: 0.08333333333333334 per 1000000" in done.output
     assert "cannot be said in a card: 0" in done.output
     written = {path.name for path in folder.iterdir()}

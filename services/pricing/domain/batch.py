@@ -12,8 +12,8 @@ only what they do not read is read here one by one.
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Sequence
-from operator import itemgetter
 from typing import NamedTuple
 
 from kernel.clock import us_of
@@ -22,7 +22,6 @@ from pricing.domain.charges import Charges
 from pricing.domain.dimensions import LeafKey, leaf_key
 from pricing.domain.events import (
     MAX_QUANTITY,
-    Event,
     UnusableLeafError,
     check_counts,
     context_of,
@@ -51,13 +50,19 @@ class _Group:
         "currency",
         "engine_id",
         "kinds",
+        "prices",
         "requests",
         "sample",
         "segment",
     )
 
     def __init__(
-        self, event: usage.UsageEvent, currency: str | None, segment: int, context_units: int
+        self,
+        event: usage.UsageEvent,
+        currency: str | None,
+        segment: int,
+        context_units: int,
+        prices: dict[_Dims, _Prices],
     ) -> None:
         self.account_id = event.account_id
         self.engine_id = event.engine_id
@@ -67,41 +72,50 @@ class _Group:
         """Of one of them: of all of them the price is the same."""
         self.sample = event
         self.requests = 0
+        self.prices = prices
         self.kinds: dict[_Dims, _Kind] = {}
 
 
-class _Kind:
-    """A kind of leaf in a group: its key, its prices, and its counts so far."""
+class _Prices(NamedTuple):
+    """What prices a kind of leaf, for all groups that are alike but for whose they are."""
 
-    __slots__ = (
-        "amount",
-        "by_one_pico",
-        "end",
-        "first",
-        "goes_by_one",
-        "goes_by_place",
-        "key",
-        "prices",
-        "rule",
-        "undelivered",
+    key: LeafKey
+    each: tuple[Priced, ...]
+    """The line's and the surcharges'. Empty: it waits."""
+    rule: str
+    goes_by_one: bool
+    """Whether single leaves matter: a sum of counts would cost something else."""
+    goes_by_place: bool
+    """Whether it matters where in its context a leaf stands."""
+
+
+def _prices(key: LeafKey, priced: Priced | None, outcome: int) -> _Prices:
+    if priced is None:
+        return _Prices(key, (), "", False, False)
+    each = (priced, *priced.surcharges)
+    return _Prices(
+        key,
+        each,
+        priced.published.card.outcome_rule(outcome_word(outcome)),
+        any(not (one.price.is_even or one.price.is_metered) for one in each),
+        any(one.price.is_graduated for one in each),
     )
 
-    def __init__(self, key: LeafKey, priced: Priced | None, rule: str, first: int) -> None:
-        self.key = key
-        self.prices = () if priced is None else (priced, *priced.surcharges)
-        """Empty: it waits."""
-        self.rule = rule
+
+class _Kind:
+    """A kind of leaf in a group: its prices, and its counts so far."""
+
+    __slots__ = ("amount", "by_one_pico", "context_units", "end", "first", "prices", "undelivered")
+
+    def __init__(self, prices: _Prices, first: int, context_units: int) -> None:
+        self.prices = prices
+        self.context_units = context_units
         self.amount = 0
         self.undelivered = 0
         self.first = first
         self.end = first
-        self.by_one_pico = [0] * len(self.prices)
-        """What is charged of single leaves, where a sum of counts would cost something else."""
-        self.goes_by_one = any(
-            not (one.price.is_even or one.price.is_metered) for one in self.prices
-        )
-        self.goes_by_place = any(one.price.is_graduated for one in self.prices)
-        """Whether it matters where in its context a leaf stands."""
+        self.by_one_pico = [0] * len(prices.each)
+        """What is charged of single leaves."""
 
     def add(self, amount: int, undelivered: int, first: int, end: int) -> None:
         """Add counts of the entries in [first, end)."""
@@ -114,8 +128,8 @@ class _Kind:
         self, amount: int, undelivered: int, context_units: int, start: int, times: int = 1
     ) -> None:
         """Charge a leaf by itself, where that matters."""
-        charged = charged_quantity(amount, undelivered, self.rule)
-        for index, one in enumerate(self.prices):
+        charged = charged_quantity(amount, undelivered, self.prices.rule)
+        for index, one in enumerate(self.prices.each):
             if not (one.price.is_even or one.price.is_metered):
                 amount_pico = charge_pico(one.price, charged, context_units, start)
                 self.by_one_pico[index] += times * amount_pico
@@ -124,8 +138,8 @@ class _Kind:
         """Charge what was added up."""
         if group.currency is None:
             return
-        charged = charged_quantity(self.amount, self.undelivered, self.rule)
-        for one, by_one_pico in zip(self.prices, self.by_one_pico, strict=True):
+        charged = charged_quantity(self.amount, self.undelivered, self.prices.rule)
+        for one, by_one_pico in zip(self.prices.each, self.by_one_pico, strict=True):
             amount_pico = by_one_pico
             if one.price.is_even:
                 amount_pico = charge_pico(one.price, charged, group.context_units, 0)
@@ -177,13 +191,17 @@ class _Run:
     """The sums of a run while it is read."""
 
     def __init__(
-        self, log: str, currency_of: Callable[[str], str | None], catalogue: Catalogue
+        self,
+        log: str,
+        currency_of: Callable[[str], str | None],
+        catalogue: Catalogue,
     ) -> None:
         self.effects = Effects()
         self._log = log
         self._currency_of = currency_of
         self._catalogue = catalogue
         self._groups: dict[tuple[str | int, ...], _Group] = {}
+        self._priced: dict[tuple[str | int | None, ...], dict[_Dims, _Prices]] = {}
         self._unpriced: list[int] = []
 
     def add(self, position: int, raw: bytes) -> None:
@@ -212,35 +230,48 @@ class _Run:
             group = self._group_of(usage_event_of(record))
             group.requests += of_group.requests
             groups.append(group)
+        by_one: dict[int, _Kind] = {}
         unpriced: list[int] = []
         for number, cell in enumerate(found.cells()):
             group = groups[cell.group]
             first, end = first_position + cell.first, first_position + cell.end
             kind = self._kind(group, cell.dimensions, first)
             kind.add(cell.amount, cell.undelivered, first, end)
-            if not kind.prices:
+            if not kind.prices.each:
                 unpriced.append(number)
-            elif kind.goes_by_place:
-                for index in found.owners_of(number):
-                    self._add_by_place(kind, read_event(first_position + index, data[index]))
-            elif kind.goes_by_one:
-                for amount, undelivered, times in found.counts_of(number):
-                    kind.add_one(amount, undelivered, group.context_units, 0, times)
-        self._unpriced += (first_position + index for index in found.events_of(unpriced))
-        self.effects.applied += found.applied(
-            first_position, [group.account_id for group in groups]
-        )
+            elif kind.prices.goes_by_one:
+                by_one[number] = kind
+        single = found.quantities_of([*unpriced, *by_one])
+        waiting = {first_position + index for cell in unpriced for index, _, _ in single[cell]}
+        self._unpriced += waiting
+        for number, kind in by_one.items():
+            self._add_single(kind, first_position, data, single[number])
+        account_ids = [group.account_id for group in groups]
+        self.effects.applied.add(found.events, lambda: found.applied(first_position, account_ids))
         odd = found.odd()
         for index in odd:
             self.add(first_position + index, data[index])
-        if odd:
-            self.effects.applied.sort(key=itemgetter(0))
 
-    def _add_by_place(self, kind: _Kind, event: Event) -> None:
-        length = context_units(event)
-        for leaf, start in zip(event.leaves, starts_of(event), strict=True):
-            if leaf.key == kind.key:
-                kind.add_one(leaf.amount, leaf.undelivered, length, start)
+    def _add_single(
+        self,
+        kind: _Kind,
+        first_position: int,
+        data: Sequence[bytes],
+        quantities: Sequence[tuple[int, int, int]],
+    ) -> None:
+        """Charge a kind's leaves one by one: (index of the event, amount, undelivered)."""
+        if not kind.prices.goes_by_place:
+            # The context's length is within one band: any of the group's is as good.
+            counts = Counter((amount, undelivered) for _, amount, undelivered in quantities)
+            for (amount, undelivered), times in counts.items():
+                kind.add_one(amount, undelivered, kind.context_units, 0, times)
+            return
+        for index in dict.fromkeys(index for index, _, _ in quantities):
+            event = read_event(first_position + index, data[index])
+            length = context_units(event)
+            for leaf, start in zip(event.leaves, starts_of(event), strict=True):
+                if leaf.key == kind.prices.key:
+                    kind.add_one(leaf.amount, leaf.undelivered, length, start)
 
     def _add_event(self, position: int, record: usage.UsageRecord) -> None:
         event = usage_event_of(record)
@@ -270,11 +301,11 @@ class _Run:
         for dims, amount, undelivered, index in counts:
             kind = self._kind(group, dims, position)
             kind.add(amount, undelivered, position, position + 1)
-            if not kind.prices:
+            if not kind.prices.each:
                 waits = True
-            elif kind.goes_by_one:
+            elif kind.prices.goes_by_one:
                 start = 0
-                if kind.goes_by_place:
+                if kind.prices.goes_by_place:
                     start = starts_of(event_of(position, event))[index]
                 kind.add_one(amount, undelivered, length, start)
         if waits:
@@ -301,23 +332,29 @@ class _Run:
         group = self._groups.get(key)
         if group is None:
             currency = self._currency_of(event.account_id)
-            group = self._groups[key] = _Group(event, currency, segment, length)
+            # All but the account, unless some card names it, and the engine.
+            alike = (self._catalogue.priced_as(event.account_id), currency, *key[1:7], *key[8:])
+            prices = self._priced.setdefault(alike, {})
+            group = self._groups[key] = _Group(event, currency, segment, length, prices)
         return group
 
     def _kind(self, group: _Group, dims: _Dims, position: int) -> _Kind:
         kind = group.kinds.get(dims)
         if kind is None:
-            key = leaf_key(*dims)
-            priced: Priced | None = None
-            rule = ""
-            if group.currency is not None:
-                priced = self._catalogue.price(
-                    group.account_id, group.currency, group.segment, context_of(group.sample), key
-                )
-            if priced is not None:
-                rule = priced.published.card.outcome_rule(outcome_word(group.sample.outcome))
-            kind = group.kinds[dims] = _Kind(key, priced, rule, position)
+            prices = group.prices.get(dims)
+            if prices is None:
+                prices = group.prices[dims] = self._price(group, dims)
+            kind = group.kinds[dims] = _Kind(prices, position, group.context_units)
         return kind
+
+    def _price(self, group: _Group, dims: _Dims) -> _Prices:
+        key = leaf_key(*dims)
+        priced: Priced | None = None
+        if group.currency is not None:
+            priced = self._catalogue.price(
+                group.account_id, group.currency, group.segment, context_of(group.sample), key
+            )
+        return _prices(key, priced, group.sample.outcome)
 
     def finish(self, charges: Charges) -> Rated:
         """Charge everything, and give what else the run changes."""
@@ -325,7 +362,7 @@ class _Run:
             totals = self.effects.total_of(group.account_id)
             totals.requests += group.requests
             for kind in group.kinds.values():
-                self._count(group, totals, kind.key, kind.amount)
+                self._count(group, totals, kind.prices.key, kind.amount)
                 kind.charge(group, charges)
         return Rated(self.effects, sorted(self._unpriced))
 

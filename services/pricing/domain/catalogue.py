@@ -76,10 +76,8 @@ class Priced(NamedTuple):
     surcharges: tuple[Priced, ...] = ()
     """What is charged on top."""
 
-    @property
-    def rule_text(self) -> str:
-        """The rule and the factors, as postings and receipts show them."""
-        return "*".join((self.rule, *self.multipliers))
+    rule_text: str = ""
+    """The rule and the factors, as postings and receipts show them."""
 
 
 class _Asked(NamedTuple):
@@ -134,6 +132,10 @@ class Catalogue:
         """The segment of each of many instants."""
         return self._moments.segments(times_us)
 
+    def priced_as(self, account_id: str) -> str:
+        """The account if some card names it; "" for all others, who have the same prices."""
+        return account_id if account_id in self._named else ""
+
     def cards_in_force(
         self, account_id: str, currency: str, segment: int
     ) -> tuple[PublishedCard, ...]:
@@ -142,7 +144,7 @@ class Catalogue:
         A card that names the account goes before one for all; then the higher
         priority; then the card's id.
         """
-        asked = (account_id if account_id in self._named else "", currency, segment)
+        asked = (self.priced_as(account_id), currency, segment)
         cached = self._in_force.get(asked)
         if cached is not None:
             return cached
@@ -174,8 +176,7 @@ class Catalogue:
         self, account_id: str, currency: str, segment: int, context: Context, key: LeafKey
     ) -> Priced | None:
         """The line that prices a leaf, or None: then it waits in suspense, never at zero."""
-        who = account_id if account_id in self._named else ""
-        asked = (who, currency, segment, context, key)
+        asked = (self.priced_as(account_id), currency, segment, context, key)
         if asked in self._found:
             return self._found[asked]
         cards = self.cards_in_force(account_id, currency, segment)
@@ -243,17 +244,19 @@ def _line_of(
         return None
     factors = _applying(card, line, asked, windows)
     price = price_of(line, prod((one.factor for one in factors), start=ONE))
+    ids = tuple(one.multiplier_id for one in factors)
     return Priced(
         known,
         line,
         rule,
         price,
-        tuple(one.multiplier_id for one in factors),
+        ids,
         period,
         tuple(
             _surcharge(known, on_top, price, asked, windows, period)
             for on_top in known.compiled.surcharges(asked.key, asked.context, windows)
         ),
+        "*".join((rule, *ids)),
     )
 
 
@@ -263,9 +266,9 @@ def _surcharge(
     factors = _applying(known.card, line, asked, windows)
     factor = prod((one.factor for one in factors), start=ONE)
     price = percentage_of(line, base, factor) if line.percentage else price_of(line, factor)
-    return Priced(
-        known, line, BY_SURCHARGE, price, tuple(one.multiplier_id for one in factors), period
-    )
+    ids = tuple(one.multiplier_id for one in factors)
+    text = "*".join((BY_SURCHARGE, *ids))
+    return Priced(known, line, BY_SURCHARGE, price, ids, period, (), text)
 
 
 def _applying(card: Card, line: Line, asked: _Asked, windows: Windows) -> list[Multiplier]:

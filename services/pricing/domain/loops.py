@@ -59,18 +59,37 @@ CONTEXT: Final = 3
 SEGMENT: Final = 4
 """Of time, and BAND of context lengths: within both no price changes. Set by the caller."""
 BAND: Final = 5
-GROUP: Final = 6
-NUMBER_COLUMNS: Final = 7
+NUMBER_COLUMNS: Final = 6
 
-# Columns of `quantities`: six dimensions, place and length of the attribute, the counts, and where
-# they were added.
+# Columns of `quantities`: six dimensions, place and length of the attribute, the counts, and the
+# event they are of, as an index in its stretch.
 UNIT: Final = 0
 ATTRIBUTE: Final = 6
 AMOUNT: Final = 8
 UNDELIVERED: Final = 9
-CELL: Final = 10
-OWNER: Final = 11
-QUANTITY_COLUMNS: Final = 12
+OWNER: Final = 10
+QUANTITY_COLUMNS: Final = 11
+
+# Columns of `groups`: what is of all its events, and how many they are.
+GROUP_OUTCOME: Final = 0
+GROUP_SEGMENT: Final = 1
+GROUP_BAND: Final = 2
+GROUP_SAMPLE: Final = 3
+"""Index of the first of its events."""
+GROUP_REQUESTS: Final = 4
+GROUP_COLUMNS: Final = 5
+
+# Columns of `cells`: the group, the dimensions in one number, place and length of the attribute,
+# and the sums.
+CELL_GROUP: Final = 0
+CELL_KINDS: Final = 1
+CELL_ATTRIBUTE: Final = 2
+CELL_AMOUNT: Final = 4
+CELL_UNDELIVERED: Final = 5
+CELL_FIRST: Final = 6
+"""Index of the first event with one, and CELL_END: the index after the last."""
+CELL_END: Final = 7
+CELL_COLUMNS: Final = 8
 
 MAX_QUANTITIES: Final = 64
 """Of a plain event."""
@@ -322,99 +341,182 @@ def _record(
 
 
 @_compiled
-def _same_text(data: Any, one: Any, other: Any, column: int) -> bool:
-    length = one[column + 1]
-    if length != other[column + 1]:
-        return False
-    a, b = one[column], other[column]
+def _same_bytes(data: Any, a: Any, b: Any, length: int) -> bool:
     same = True
-    for place in range(length):
-        same &= data[a + place] == data[b + place]
+    # Unsigned, so that no index is tested for being negative: the loop becomes vector moves.
+    one, other = np.uint64(a), np.uint64(b)
+    for place in range(np.uint64(length)):
+        same &= data[one + place] == data[other + place]
     return bool(same)
 
 
 @_compiled
 def _mix(state: Any, value: Any) -> Any:
-    # FNV-1a's step. Equal hashes mean nothing: whoever finds one compares the bytes.
-    return (state ^ np.uint64(value)) * np.uint64(1_099_511_628_211)
+    # Equal hashes mean nothing: whoever finds one compares the bytes.
+    mixed = (state ^ np.uint64(value)) * np.uint64(0x9E37_79B9_7F4A_7C15)
+    return mixed ^ (mixed >> np.uint64(29))
 
 
 @_compiled
-def _hash_text(data: Any, state: Any, at: int, length: int) -> Any:
-    for place in range(at, at + length):
-        state = _mix(state, data[place])
-    return _mix(state, length)
+def _word(data: Any, at: Any) -> Any:
+    """Eight bytes as one number: the compiler makes one load of it."""
+    value = np.uint64(0)
+    for byte in range(8):
+        value |= np.uint64(data[at + np.uint64(byte)]) << np.uint64(8 * byte)
+    return value
 
 
 @_compiled
-def _same_group(data: Any, texts: Any, numbers: Any, one: int, other: int) -> bool:
-    if numbers[one, OUTCOME] != numbers[other, OUTCOME]:
-        return False
-    if numbers[one, SEGMENT] != numbers[other, SEGMENT]:
-        return False
-    if numbers[one, BAND] != numbers[other, BAND]:
-        return False
+def _hash_text(data: Any, state: Any, start: Any, length: int) -> Any:
+    at = np.uint64(start)
+    left = length
+    while left >= 8:
+        state = _mix(state, _word(data, at))
+        at += np.uint64(8)
+        left -= 8
+    rest = np.uint64(left)
+    for byte in range(left):
+        rest = (rest << np.uint64(8)) | np.uint64(data[at + np.uint64(byte)])
+    return _mix(state, rest)
+
+
+@_compiled
+def _group_place(
+    data: Any, texts: Any, index: int, outcome: int, segment: int, band: int, table: Any
+) -> Any:
+    """Where to look for a group first."""
+    state = _mix(_mix(_mix(np.uint64(1), outcome), segment), band)
     for column in range(ACCOUNT_ID, TRACE_ID, 2):
-        if not _same_text(data, texts[one], texts[other], column):
-            return False
-    return True
+        state = _hash_text(data, state, texts[index, column], texts[index, column + 1])
+    return (state ^ (state >> np.uint64(32))) & np.uint64(len(table) - 1)
+
+
+@_compiled
+def _cell_place(data: Any, group: Any, kinds: Any, attribute: Any, length: Any, table: Any) -> Any:
+    """Where to look for a cell first."""
+    state = _mix(_mix(np.uint64(1), group), kinds)
+    if length:
+        state = _hash_text(data, state, attribute, length)
+    return (state ^ (state >> np.uint64(32))) & np.uint64(len(table) - 1)
+
+
+@_compiled
+def enter_groups(data: Any, table: Any, group_texts: Any, groups: Any, count: int) -> None:
+    """Enter groups into another, empty, table."""
+    for group in range(count):
+        place = _group_place(
+            data,
+            group_texts,
+            group,
+            groups[group, GROUP_OUTCOME],
+            groups[group, GROUP_SEGMENT],
+            groups[group, GROUP_BAND],
+            table,
+        )
+        while table[place] >= 0:
+            place = (place + np.uint64(1)) & np.uint64(len(table) - 1)
+        table[place] = group
+
+
+@_compiled
+def enter_cells(data: Any, table: Any, cells: Any, count: int) -> None:
+    """Enter cells into another, empty, table."""
+    for cell in range(count):
+        place = _cell_place(
+            data,
+            cells[cell, CELL_GROUP],
+            cells[cell, CELL_KINDS],
+            cells[cell, CELL_ATTRIBUTE],
+            cells[cell, CELL_ATTRIBUTE + 1],
+            table,
+        )
+        while table[place] >= 0:
+            place = (place + np.uint64(1)) & np.uint64(len(table) - 1)
+        table[place] = cell
 
 
 @_compiled
 def _group_of(
-    data: Any, texts: Any, numbers: Any, index: int, table: Any, samples: Any, groups: int
+    data: Any,
+    texts: Any,
+    numbers: Any,
+    index: int,
+    table: Any,
+    group_texts: Any,
+    groups: Any,
+    count: int,
 ) -> int:
-    """The group that an event belongs to; `groups` when it begins a new one."""
-    state = _mix(np.uint64(14_695_981_039_346_656_037), numbers[index, OUTCOME])
-    state = _mix(state, numbers[index, SEGMENT])
-    state = _mix(state, numbers[index, BAND])
-    for column in range(ACCOUNT_ID, TRACE_ID, 2):
-        state = _hash_text(data, state, texts[index, column], texts[index, column + 1])
+    """The group that an event of a stretch belongs to; `count`, entered, when it is a new one."""
+    outcome, segment, band = numbers[index, OUTCOME], numbers[index, SEGMENT], numbers[index, BAND]
+    place = _group_place(data, texts, index, outcome, segment, band, table)
     mask = np.uint64(len(table) - 1)
-    place = (state ^ (state >> np.uint64(32))) & mask
     while table[place] >= 0:
         found = table[place]
-        if _same_group(data, texts, numbers, samples[found], index):
+        same = (
+            groups[found, GROUP_OUTCOME] == outcome
+            and groups[found, GROUP_SEGMENT] == segment
+            and groups[found, GROUP_BAND] == band
+        )
+        for column in range(ACCOUNT_ID, TRACE_ID, 2):
+            if not same:
+                break
+            length = texts[index, column + 1]
+            same = length == group_texts[found, column + 1] and _same_bytes(
+                data, texts[index, column], group_texts[found, column], length
+            )
+        if same:
             return int(found)
         place = (place + np.uint64(1)) & mask
-    table[place] = groups
-    samples[groups] = index
-    return groups
+    table[place] = count
+    for column in range(TEXT_COLUMNS):
+        group_texts[count, column] = texts[index, column]
+    groups[count, GROUP_OUTCOME] = outcome
+    groups[count, GROUP_SEGMENT] = segment
+    groups[count, GROUP_BAND] = band
+    return count
 
 
 @_compiled
 def _cell_of(
-    data: Any, quantities: Any, numbers: Any, index: int, table: Any, samples: Any, cells: int
+    data: Any, quantities: Any, index: int, group: int, table: Any, cells: Any, count: int
 ) -> int:
-    """The cell (a group's kind of leaf) that a quantity is added to; `cells` for a new one."""
-    row = quantities[index]
-    group = numbers[row[OWNER], GROUP]
-    state = _mix(np.uint64(14_695_981_039_346_656_037), group)
+    """The cell (a group's kind of leaf) that a quantity is of; `count`, entered, for a new one."""
+    attribute, length = quantities[index, ATTRIBUTE], quantities[index, ATTRIBUTE + 1]
+    kinds = np.int64(0)
     for column in range(UNIT, ATTRIBUTE):
-        state = _mix(state, row[column])
-    state = _hash_text(data, state, row[ATTRIBUTE], row[ATTRIBUTE + 1])
+        # Each is at most _MAX_WORD, four bits.
+        kinds = (kinds << 4) | quantities[index, column]
+    place = _cell_place(data, group, kinds, attribute, length, table)
     mask = np.uint64(len(table) - 1)
-    place = (state ^ (state >> np.uint64(32))) & mask
     while table[place] >= 0:
         found = table[place]
-        other = quantities[samples[found]]
-        same = numbers[other[OWNER], GROUP] == group
-        for column in range(UNIT, ATTRIBUTE):
-            same &= row[column] == other[column]
-        if same and _same_text(data, row, other, ATTRIBUTE):
+        if (
+            cells[found, CELL_GROUP] == group
+            and cells[found, CELL_KINDS] == kinds
+            and cells[found, CELL_ATTRIBUTE + 1] == length
+            and _same_bytes(data, attribute, cells[found, CELL_ATTRIBUTE], length)
+        ):
             return int(found)
         place = (place + np.uint64(1)) & mask
-    table[place] = cells
-    samples[cells] = index
-    return cells
+    table[place] = count
+    cells[count, CELL_GROUP] = group
+    cells[count, CELL_KINDS] = kinds
+    cells[count, CELL_ATTRIBUTE] = attribute
+    cells[count, CELL_ATTRIBUTE + 1] = length
+    return count
 
 
 @_compiled
-def scan(data: Any, starts: Any, status: Any, texts: Any, numbers: Any, quantities: Any) -> int:
-    """Read every leaf: its status, and if it is plain its row and quantities. Gives how many."""
+def scan(
+    data: Any, starts: Any, first: int, status: Any, texts: Any, numbers: Any, quantities: Any
+) -> int:
+    """Read a stretch of leaves, from `first` on and as many as `status` is long.
+
+    Gives each one's status, and if it is plain its row and quantities; how many these are.
+    """
     used = 0
-    for index in range(len(starts) - 1):
-        at, end = starts[index], starts[index + 1]
+    for index in range(len(status)):
+        at, end = starts[first + index], starts[first + index + 1]
         status[index] = ODD
         if end - at < _HEADER_BYTES or end - at > _MAX_LEAF_BYTES:
             continue
@@ -425,8 +527,10 @@ def scan(data: Any, starts: Any, status: Any, texts: Any, numbers: Any, quantiti
         if data[at + 2] != _ACCEPTED:
             status[index] = SKIPPED
             continue
-        texts[index, :] = 0
-        numbers[index, :] = 0
+        for column in range(TEXT_COLUMNS):
+            texts[index, column] = 0
+        for column in range(NUMBER_COLUMNS):
+            numbers[index, column] = 0
         count = _record(data, value_at, end, texts[index], numbers[index], quantities, used)
         if count < 0:
             continue
@@ -440,48 +544,47 @@ def scan(data: Any, starts: Any, status: Any, texts: Any, numbers: Any, quantiti
 @_compiled
 def add_up(
     data: Any,
+    first: int,
     status: Any,
     texts: Any,
     numbers: Any,
     quantities: Any,
-    table: Any,
-    group_sample: Any,
-    group_requests: Any,
+    group_table: Any,
+    group_texts: Any,
+    groups: Any,
     cell_table: Any,
-    cell_sample: Any,
-    sums: Any,
-) -> tuple[int, int]:
-    """Sort what `scan` read into groups and cells, and add the counts up.
+    cells: Any,
+    counts: Any,
+    group_of: Any,
+    cell_of: Any,
+) -> None:
+    """Sort a stretch that `scan` read into groups and cells, and add its counts up.
 
-    `sums` has for each cell: amount, undelivered, first event, event after the
-    last. Gives how many groups and cells there are. Puts an event's group and
-    each quantity's cell into their columns; of a quantity of 0 the cell is -1.
+    `counts` has how many groups and cells there are. Gives each event's group,
+    and each quantity's cell: -1 where its count is 0.
     """
-    groups = 0
     for index in range(len(status)):
         if status[index] != PLAIN:
             continue
-        group = _group_of(data, texts, numbers, index, table, group_sample, groups)
-        if group == groups:
-            group_requests[group] = 0
-            groups += 1
-        group_requests[group] += 1
-        numbers[index, GROUP] = group
-    cells = 0
+        group = _group_of(data, texts, numbers, index, group_table, group_texts, groups, counts[0])
+        if group == counts[0]:
+            groups[group, GROUP_SAMPLE] = first + index
+            groups[group, GROUP_REQUESTS] = 0
+            counts[0] += 1
+        groups[group, GROUP_REQUESTS] += 1
+        group_of[index] = group
     for index in range(len(quantities)):
-        row = quantities[index]
-        owner = row[OWNER]
-        if row[AMOUNT] == 0:
-            row[CELL] = -1
+        cell_of[index] = -1
+        if quantities[index, AMOUNT] == 0:
             continue
-        cell = _cell_of(data, quantities, numbers, index, cell_table, cell_sample, cells)
-        if cell == cells:
-            sums[cell, 0] = 0
-            sums[cell, 1] = 0
-            sums[cell, 2] = owner
-            cells += 1
-        sums[cell, 0] += row[AMOUNT]
-        sums[cell, 1] += row[UNDELIVERED]
-        sums[cell, 3] = owner + 1
-        row[CELL] = cell
-    return groups, cells
+        owner = quantities[index, OWNER]
+        cell = _cell_of(data, quantities, index, group_of[owner], cell_table, cells, counts[1])
+        if cell == counts[1]:
+            cells[cell, CELL_AMOUNT] = 0
+            cells[cell, CELL_UNDELIVERED] = 0
+            cells[cell, CELL_FIRST] = first + owner
+            counts[1] += 1
+        cells[cell, CELL_AMOUNT] += quantities[index, AMOUNT]
+        cells[cell, CELL_UNDELIVERED] += quantities[index, UNDELIVERED]
+        cells[cell, CELL_END] = first + owner + 1
+        cell_of[index] = cell

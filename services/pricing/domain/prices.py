@@ -37,6 +37,13 @@ class Price(NamedTuple):
     bounds: tuple[int, ...]
     """Of each step, the first count that has its price."""
 
+    is_metered: bool
+    """Whether it depends on what else was used in the month (meters.py)."""
+    is_graduated: bool
+    """Whether each token has the price of its own place in the context."""
+    is_even: bool
+    """Whether a sum of counts costs the sum of their costs, under one context length tier."""
+
     @property
     def unit_pico(self) -> int:
         """Of one unit, or of one package, before any step."""
@@ -46,24 +53,6 @@ class Price(NamedTuple):
     def highest_pico(self) -> int:
         """The dearest there is."""
         return max(self.pico)
-
-    @property
-    def is_metered(self) -> bool:
-        """Whether it depends on what else was used in the month (meters.py)."""
-        return self.line.is_metered
-
-    @property
-    def is_graduated(self) -> bool:
-        """Whether each token has the price of its own place in the context."""
-        tiers = self.line.tiers
-        return tiers is not None and tiers.by != MONTHLY_VOLUME and tiers.mode == GRADUATED
-
-    @property
-    def is_even(self) -> bool:
-        """Whether a sum of counts costs the sum of their costs, under one context length tier."""
-        line = self.line
-        uneven = line.package_units or line.minimum_units or line.minimum_pico
-        return not (uneven or self.is_graduated or line.is_metered)
 
     def at(self, context_units: int) -> int:
         """Price of one unit in a request of a context's length."""
@@ -79,14 +68,22 @@ def price_of(line: Line, factor: Fraction = ONE) -> Price:
         rounded(price_pico * whole, line.rounding)
         for price_pico in (line.price_pico, *(step.price_pico for step in steps))
     )
-    return Price(line, factor, pico, () if tiers is None else tiers.bounds())
+    return _price(line, factor, pico, () if tiers is None else tiers.bounds())
+
+
+def _price(line: Line, factor: Fraction, pico: tuple[int, ...], bounds: tuple[int, ...]) -> Price:
+    tiers = line.tiers
+    is_graduated = tiers is not None and tiers.by != MONTHLY_VOLUME and tiers.mode == GRADUATED
+    uneven = line.package_units or line.minimum_units or line.minimum_pico
+    is_even = not (uneven or is_graduated or line.is_metered)
+    return Price(line, factor, pico, bounds, line.is_metered, is_graduated, is_even)
 
 
 def percentage_of(line: Line, base: Price, factor: Fraction) -> Price:
     """A surcharge's prices where it is a percentage of another line's."""
     share = line.percentage / 100 * factor
     pico = tuple(rounded(price_pico * share, line.rounding) for price_pico in base.pico)
-    return Price(line, factor, pico, base.bounds)
+    return _price(line, factor, pico, base.bounds)
 
 
 def charge_pico(price: Price, units: int, context_units: int, start: int) -> int:

@@ -65,10 +65,13 @@ class Projection:
         charges.finish(effects)
 
     def apply_usage(
-        self, log: str, first_position: int, pin: int, data: Sequence[bytes]
+        self,
+        log: str,
+        first_position: int,
+        pin: int,
+        data: Sequence[bytes],
     ) -> Effects:
         """Rate a run of a usage log's leaves that share a pin.
-
         Errors: ValueError when the control log is not applied up to the pin.
         """
         if pin > self.control.size:

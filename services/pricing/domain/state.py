@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Final, NamedTuple
 
 from pricing.domain.books import Posting
@@ -192,6 +194,41 @@ EVENT: Final = "event"
 """In the place of a leaf: the accepted events."""
 
 
+class Applications:
+    """Events that were applied, in order of position; made when somebody looks at them."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._made: list[Applied] = []
+        self._to_make: list[Callable[[], Iterable[Applied]]] = []
+
+    def append(self, applied: Applied) -> None:
+        """Add one."""
+        self._count += 1
+        self._made.append(applied)
+
+    def add(self, count: int, make: Callable[[], Iterable[Applied]]) -> None:
+        """Add so many, to be made later."""
+        self._count += count
+        self._to_make.append(make)
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __iter__(self) -> Iterator[Applied]:
+        if self._to_make:
+            for make in self._to_make:
+                self._made += make()
+            self._to_make = []
+            self._made.sort(key=itemgetter(0))
+        return iter(self._made)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Applications) and list(self) == list(other)
+
+    __hash__ = None  # type: ignore[assignment]
+
+
 @dataclass(slots=True)
 class Totals:
     """What an account used: events, and tokens by what the balance shows."""
@@ -243,7 +280,7 @@ class Effects:
     postings: list[Posting] = field(default_factory=list)
     totals: dict[str, Totals] = field(default_factory=dict)
     engines: dict[str, Engine] = field(default_factory=dict)
-    applied: list[Applied] = field(default_factory=list)
+    applied: Applications = field(default_factory=Applications)
     suspended: list[Suspended] = field(default_factory=list)
     released: list[Suspended] = field(default_factory=list)
     """Entries that wait no more. One that waits on for a part of its leaves is not here."""

@@ -3,6 +3,9 @@
 The loops that do it (loops.py) take seconds to load the first time. So a
 process asks for them by `prepare` and goes on without until they are there;
 with them or without, batch.py comes to the same.
+
+A run is read in stretches that fit a processor's cache, and what is asked of
+single events later is read again: that is quicker than keeping it.
 """
 
 from __future__ import annotations
@@ -22,6 +25,8 @@ MAX_LEAVES: Final = 65_536
 """Of a run; with MAX_QUANTITIES of a leaf and MAX_QUANTITY of each no 64-bit sum overflows."""
 MIN_LEAVES: Final = 256
 """Below it, one by one is as quick."""
+_STRETCH_LEAVES: Final = 2_048
+_FIRST_ENTRIES: Final = 4_096
 _QUANTITIES_A_LEAF: Final = 8
 """Room that is made; what does not fit is read one by one."""
 
@@ -36,7 +41,7 @@ def prepare() -> None:
     from pricing.domain import loops
 
     raw = leaves.encode(ledger.DISPOSITION_ACCEPTED, 0, 0, 0, b"", b"")
-    _tally(loops, [raw], np.zeros_like, ())
+    Tally(loops, [raw], np.zeros_like, ())
     _loops = loops
 
 
@@ -64,121 +69,173 @@ class Cell(NamedTuple):
     end: int
 
 
+class _Stretch(NamedTuple):
+    """A part of a run as it was read, until the next is read."""
+
+    first: int
+    status: npt.NDArray[np.uint8]
+    texts: Numbers
+    quantities: Numbers
+    group_of: Numbers
+    cell_of: Numbers
+
+
 class Tally:
     """A run, added up."""
 
     def __init__(
         self,
         loops: Any,
-        joined: bytes,
-        status: npt.NDArray[np.uint8],
-        texts: Numbers,
-        numbers: Numbers,
-        quantities: Numbers,
-        groups: Numbers,
-        cells: tuple[Numbers, Numbers],
+        data: Sequence[bytes],
+        segments_of: Callable[[Numbers], Numbers],
+        context_bounds: Sequence[int],
     ) -> None:
         self._loops = loops
-        self._joined = joined
-        self._status = status
-        self._texts = texts
-        self._numbers = numbers
-        self._quantities = quantities
-        self._groups = groups
-        self._cells = cells
-        self._by_cell: tuple[Numbers, Numbers] | None = None
+        count = len(data)
+        self._joined = b"".join(data)
+        self._starts = np.zeros(count + 1, dtype=np.int64)
+        np.cumsum(np.fromiter(map(len, data), dtype=np.int64, count=count), out=self._starts[1:])
+        self._segments_of = segments_of
+        self._bounds = np.array(context_bounds, dtype=np.int64)
+        room = count * _QUANTITIES_A_LEAF
+        self._group_table = _table(_FIRST_ENTRIES)
+        self._cell_table = _table(_FIRST_ENTRIES)
+        # Pages that are not touched take no memory.
+        self._group_texts = np.empty((count, loops.TEXT_COLUMNS), dtype=np.int64)
+        self._groups = np.empty((count, loops.GROUP_COLUMNS), dtype=np.int64)
+        self._cells = np.empty((room, loops.CELL_COLUMNS), dtype=np.int64)
+        self._counts = np.zeros(2, dtype=np.int64)
+        self._odd: list[int] = []
+        for stretch in self._stretches():
+            found = np.flatnonzero(stretch.status == loops.ODD)
+            self._odd += (found + stretch.first).tolist()
+        # Read again, each would be counted twice: what is read again goes into a copy's sums.
+        self._sums = self._cells[: self._counts[1]].copy()
+        self._requests = self._groups[: self._counts[0]].copy()
+        self.events = int(self._requests[:, loops.GROUP_REQUESTS].sum())
+        """How many events were read."""
+
+    def _stretches(self) -> Iterator[_Stretch]:
+        """Read the run from its beginning, and add it up."""
+        at = self._loops
+        count = len(self._starts) - 1
+        flat = np.frombuffer(self._joined, dtype=np.uint8)
+        size = min(count, _STRETCH_LEAVES)
+        all_status = np.empty(size, dtype=np.uint8)
+        texts = np.empty((size, at.TEXT_COLUMNS), dtype=np.int64)
+        numbers = np.empty((size, at.NUMBER_COLUMNS), dtype=np.int64)
+        room = np.empty((size * _QUANTITIES_A_LEAF, at.QUANTITY_COLUMNS), dtype=np.int64)
+        group_of = np.empty(size, dtype=np.int64)
+        cell_of = np.empty(len(room), dtype=np.int64)
+        for first in range(0, count, _STRETCH_LEAVES):
+            status = all_status[: min(_STRETCH_LEAVES, count - first)]
+            used = at.scan(flat, self._starts, first, status, texts, numbers, room)
+            plain = np.flatnonzero(status == at.PLAIN)
+            rows = numbers[plain]
+            times_us = rows[:, at.SECONDS] * 1_000_000 + rows[:, at.NANOS] // 1_000
+            numbers[plain, at.SEGMENT] = self._segments_of(times_us)
+            numbers[plain, at.BAND] = np.searchsorted(self._bounds, rows[:, at.CONTEXT], "right")
+            self._make_room(flat, len(plain), used)
+            at.add_up(
+                flat,
+                first,
+                status,
+                texts,
+                numbers,
+                room[:used],
+                self._group_table,
+                self._group_texts,
+                self._groups,
+                self._cell_table,
+                self._cells,
+                self._counts,
+                group_of,
+                cell_of,
+            )
+            yield _Stretch(first, status, texts, room[:used], group_of, cell_of[:used])
+
+    def _make_room(self, flat: Any, groups: int, cells: int) -> None:
+        """Keep the tables half empty, whatever the next stretch brings."""
+        held_groups, held_cells = self._counts.tolist()
+        if 2 * (held_groups + groups) > len(self._group_table):
+            self._group_table = _table(2 * (held_groups + groups))
+            self._loops.enter_groups(
+                flat, self._group_table, self._group_texts, self._groups, held_groups
+            )
+        if 2 * (held_cells + cells) > len(self._cell_table):
+            self._cell_table = _table(2 * (held_cells + cells))
+            self._loops.enter_cells(flat, self._cell_table, self._cells, held_cells)
 
     def odd(self) -> list[int]:
         """Indexes of leaves that were not read here."""
-        found: list[int] = np.flatnonzero(self._status == self._loops.ODD).tolist()
-        return found
+        return self._odd
 
     def groups(self) -> Iterator[Group]:
         """All groups, in the order of their first events."""
-        for sample, requests in self._groups.tolist():
+        at = self._loops
+        columns = self._requests[:, [at.GROUP_SAMPLE, at.GROUP_REQUESTS]]
+        for sample, requests in columns.tolist():
             yield Group(sample, requests)
 
     def cells(self) -> Iterator[Cell]:
         """All cells, in the order of their first quantities."""
-        sample_rows, sums = self._cells
-        owner, group = self._loops.OWNER, self._loops.GROUP
-        attribute = self._loops.ATTRIBUTE
-        for row, (amount, undelivered, first, end) in zip(
-            self._quantities[sample_rows].tolist(), sums.tolist(), strict=True
-        ):
-            unit, direction, modality, cache_use, cache_ttl, token_kind = row[:attribute]
-            text = self._text(row[attribute], row[attribute + 1])
-            yield Cell(
-                int(self._numbers[row[owner], group]),
-                (unit, direction, modality, cache_use, cache_ttl, token_kind, text),
-                amount,
-                undelivered,
-                first,
-                end,
+        for group, kinds, at, length, amount, undelivered, first, end in self._sums.tolist():
+            dimensions = (
+                kinds >> 20 & 15,
+                kinds >> 16 & 15,
+                kinds >> 12 & 15,
+                kinds >> 8 & 15,
+                kinds >> 4 & 15,
+                kinds & 15,
+                self._joined[at : at + length].decode("ascii"),
             )
+            yield Cell(group, dimensions, amount, undelivered, first, end)
 
-    def events_of(self, cells: Sequence[int]) -> list[int]:
-        """Indexes of the events that have a quantity in one of these cells, in order."""
-        if not cells:
-            return []
-        column = self._quantities[:, self._loops.CELL]
-        rows = self._quantities[np.isin(column, np.array(cells, dtype=np.int64))]
-        found: list[int] = np.unique(rows[:, self._loops.OWNER]).tolist()
-        return found
-
-    def counts_of(self, cell: int) -> list[tuple[int, int, int]]:
-        """(amount, undelivered, how often) of a cell's single quantities."""
-        rows = self._rows_of(cell)
+    def quantities_of(self, cells: Sequence[int]) -> dict[int, list[tuple[int, int, int]]]:
+        """The single quantities of some cells: (index of the event, amount, undelivered)."""
+        found: dict[int, list[tuple[int, int, int]]] = {cell: [] for cell in cells}
+        if not found:
+            return found
         at = self._loops
-        pairs = self._quantities[rows][:, [at.AMOUNT, at.UNDELIVERED]]
-        found, times = np.unique(pairs, axis=0, return_counts=True)
-        return [
-            (amount, undelivered, often)
-            for (amount, undelivered), often in zip(found.tolist(), times.tolist(), strict=True)
-        ]
-
-    def owners_of(self, cell: int) -> list[int]:
-        """Indexes of the events with a quantity in a cell, in order, each once."""
-        found: list[int] = np.unique(
-            self._quantities[self._rows_of(cell), self._loops.OWNER]
-        ).tolist()
+        wanted = np.zeros(len(self._sums) + 1, dtype=np.bool_)
+        wanted[list(found)] = True
+        for stretch in self._stretches():
+            # -1, of a count of 0, is the last, which nobody wants.
+            rows = np.flatnonzero(wanted[stretch.cell_of])
+            for cell, owner, amount, undelivered in zip(
+                stretch.cell_of[rows].tolist(),
+                (stretch.quantities[rows, at.OWNER] + stretch.first).tolist(),
+                stretch.quantities[rows, at.AMOUNT].tolist(),
+                stretch.quantities[rows, at.UNDELIVERED].tolist(),
+                strict=True,
+            ):
+                found[cell].append((owner, amount, undelivered))
         return found
-
-    def _rows_of(self, cell: int) -> Numbers:
-        if self._by_cell is None:
-            column = self._quantities[:, self._loops.CELL]
-            order = np.argsort(column, kind="stable")
-            self._by_cell = order, column[order]
-        order, sorted_cells = self._by_cell
-        first, end = np.searchsorted(sorted_cells, [cell, cell + 1])
-        return order[first:end]
 
     def applied(self, first_position: int, account_ids: Sequence[str]) -> Iterator[Applied]:
         """Every event that was read, in order; `account_ids` are the groups'."""
         at = self._loops
-        plain = np.flatnonzero(self._status == at.PLAIN)
-        texts = self._texts[plain]
         joined = self._joined
-        for index, group, event_at, event_end, trace_at, trace_end, span_at, span_end in zip(
-            plain.tolist(),
-            self._numbers[plain, at.GROUP].tolist(),
-            *(
-                column.tolist()
-                for start in (at.EVENT_ID, at.TRACE_ID, at.SPAN_ID)
-                for column in (texts[:, start], texts[:, start] + texts[:, start + 1])
-            ),
-            strict=True,
-        ):
-            yield Applied(
-                first_position + index,
-                account_ids[group],
-                joined[event_at:event_end].decode("ascii"),
-                joined[trace_at:trace_end],
-                joined[span_at:span_end],
-            )
-
-    def _text(self, at: int, length: int) -> str:
-        return self._joined[at : at + length].decode("ascii")
+        for stretch in self._stretches():
+            plain = np.flatnonzero(stretch.status == at.PLAIN)
+            texts = stretch.texts[plain]
+            for index, group, event_at, event_end, trace_at, trace_end, span_at, span_end in zip(
+                plain.tolist(),
+                stretch.group_of[plain].tolist(),
+                *(
+                    column.tolist()
+                    for start in (at.EVENT_ID, at.TRACE_ID, at.SPAN_ID)
+                    for column in (texts[:, start], texts[:, start] + texts[:, start + 1])
+                ),
+                strict=True,
+            ):
+                yield Applied(
+                    first_position + stretch.first + index,
+                    account_ids[group],
+                    joined[event_at:event_end].decode("ascii"),
+                    joined[trace_at:trace_end],
+                    joined[span_at:span_end],
+                )
 
 
 def tally(
@@ -194,58 +251,7 @@ def tally(
         raise ValueError("prepare() was not called")
     if len(data) > MAX_LEAVES:
         raise ValueError(f"{len(data)} leaves are more than {MAX_LEAVES}")
-    return _tally(_loops, data, segments_of, context_bounds)
-
-
-def _tally(
-    loops: Any,
-    data: Sequence[bytes],
-    segments_of: Callable[[Numbers], Numbers],
-    context_bounds: Sequence[int],
-) -> Tally:
-    count = len(data)
-    joined = b"".join(data)
-    flat = np.frombuffer(joined, dtype=np.uint8)
-    starts = np.zeros(count + 1, dtype=np.int64)
-    np.cumsum(np.fromiter(map(len, data), dtype=np.int64, count=count), out=starts[1:])
-    status = np.empty(count, dtype=np.uint8)
-    texts = np.empty((count, loops.TEXT_COLUMNS), dtype=np.int64)
-    numbers = np.empty((count, loops.NUMBER_COLUMNS), dtype=np.int64)
-    room = np.empty((count * _QUANTITIES_A_LEAF, loops.QUANTITY_COLUMNS), dtype=np.int64)
-    used = loops.scan(flat, starts, status, texts, numbers, room)
-    quantities = room[:used]
-    plain = status == loops.PLAIN
-    times_us = numbers[plain, loops.SECONDS] * 1_000_000 + numbers[plain, loops.NANOS] // 1_000
-    numbers[plain, loops.SEGMENT] = segments_of(times_us)
-    bounds = np.array(context_bounds, dtype=np.int64)
-    numbers[plain, loops.BAND] = np.searchsorted(bounds, numbers[plain, loops.CONTEXT], "right")
-    group_sample = np.empty(count, dtype=np.int64)
-    group_requests = np.empty(count, dtype=np.int64)
-    cell_sample = np.empty(used, dtype=np.int64)
-    sums = np.empty((used, 4), dtype=np.int64)
-    groups, cells = loops.add_up(
-        flat,
-        status,
-        texts,
-        numbers,
-        quantities,
-        _table(count),
-        group_sample,
-        group_requests,
-        _table(used),
-        cell_sample,
-        sums,
-    )
-    return Tally(
-        loops,
-        joined,
-        status,
-        texts,
-        numbers,
-        quantities,
-        np.stack((group_sample[:groups], group_requests[:groups]), axis=1),
-        (cell_sample[:cells], sums[:cells]),
-    )
+    return Tally(_loops, data, segments_of, context_bounds)
 
 
 def _table(entries: int) -> Numbers:

@@ -22,8 +22,16 @@ import structlog
 from kernel import leaf as leaf_format
 from kernel import tiles
 from kernel.note import NoteError, parse_checkpoint, split_note
+from kernel.placement import partition_of_log
 from kernel.tilebuilder import CHECKPOINT_PATH, TileBuilder, TileFile
-from ledger.adapters.tile_store import TileStore, aside_path, log_prefix
+from ledger.adapters.tile_store import (
+    PINS_PATH,
+    TileStore,
+    aside_path,
+    format_pins,
+    log_prefix,
+    parse_pins,
+)
 from tollbook.ledger.v1 import ledger_pb2 as pb
 
 log = structlog.get_logger()
@@ -33,6 +41,8 @@ _CALL_TIMEOUT_S: Final = 10.0
 _READ_TIMEOUT_S: Final = 3_600.0
 _WRITES_AT_ONCE: Final = 16
 _MAX_WAITING_FILES: Final = 256
+_LIST_EVERY_S: Final = 3.0
+"""New logs are rare, and the list of all carries all their pins."""
 
 
 class NotTheSignedError(RuntimeError):
@@ -49,6 +59,10 @@ class _Published:
 
     builder: TileBuilder
     note: bytes
+    pins: list[tuple[int, int]]
+    """Of a usage log: (from position, control size), which no entry says."""
+    pins_kept: int
+    """How many of them stand in the store."""
 
 
 class Publisher:
@@ -59,6 +73,8 @@ class Publisher:
         self._ledger = ledger
         self._store = store
         self._logs: dict[str, _Published] = {}
+        self._names: list[str] = []
+        self._listed_at = -_LIST_EVERY_S
 
     async def publish_grown(self) -> int:
         """Publish what is signed and not yet there; gives how many logs had news.
@@ -66,14 +82,18 @@ class Publisher:
         Errors: LedgerAwayError, StoreUnusableError, NotTheSignedError.
         """
         try:
-            listed = await self._ledger.ListLogs(pb.ListLogsRequest(), timeout=_CALL_TIMEOUT_S)
+            now = asyncio.get_running_loop().time()
+            if now - self._listed_at >= _LIST_EVERY_S:
+                listed = await self._ledger.ListLogs(pb.ListLogsRequest(), timeout=_CALL_TIMEOUT_S)
+                self._names = [state.log for state in listed.logs]
+                self._listed_at = now
             grown = 0
             wrong: list[str] = []
-            for state in listed.logs:
+            for name in self._names:
                 try:
-                    grown += await self._publish(state.log)
+                    grown += await self._publish(name)
                 except NotTheSignedError as error:
-                    self._logs.pop(state.log, None)
+                    self._logs.pop(name, None)
                     wrong.append(str(error))
             if wrong:
                 raise NotTheSignedError("; ".join(wrong))
@@ -107,20 +127,25 @@ class Publisher:
                 f" {signed.size}: the log shrank"
             )
         before = builder.size
-        await self._write_new(name, builder, signed.size)
+        await self._write_new(name, published, signed.size)
         if builder.root() != signed.root:
             raise NotTheSignedError(
                 f"log {name}: its entries give the root {builder.root().hex()} at size"
                 f" {signed.size}, its checkpoint signs {signed.root.hex()}"
             )
         await self._put_all(name, list(builder.partial()))
+        if len(published.pins) != published.pins_kept:
+            await self._store.put(log_prefix(name) + PINS_PATH, format_pins(published.pins))
+            published.pins_kept = len(published.pins)
         await self._store.put(log_prefix(name) + CHECKPOINT_PATH, signed.note)
         await self._drop_partials(name, before, signed.size)
         published.note = signed.note
         return True
 
-    async def _write_new(self, name: str, builder: TileBuilder, end: int) -> None:
+    async def _write_new(self, name: str, published: _Published, end: int) -> None:
         """Read entries up to `end` and write what they complete."""
+        builder, pins = published.builder, published.pins
+        is_usage = partition_of_log(name) is not None
         if builder.size == end:
             return
         request = pb.ReadEventsRequest(
@@ -133,6 +158,9 @@ class Publisher:
                     f"log {name}: position {answer.first_position} came where {builder.size} is"
                     " next"
                 )
+            known = pins[-1][1] if pins else -1
+            if is_usage and answer.leaves and answer.control_size != known:
+                pins.append((builder.size, answer.control_size))
             for position, leaf in enumerate(answer.leaves, builder.size):
                 files += builder.append(leaf)
                 read = leaf_format.decode(leaf)
@@ -187,17 +215,22 @@ class Publisher:
         prefix = log_prefix(name)
         note = await self._store.get(prefix + CHECKPOINT_PATH)
         if note is None:
-            return _Published(TileBuilder(), b"")
+            return _Published(TileBuilder(), b"", [], 0)
         try:
             text, _ = split_note(note)
             checkpoint = parse_checkpoint(text)
             builder = await _load_edge(self._store, prefix, checkpoint.size)
             if builder.root() != checkpoint.root:
                 raise ValueError("its edge does not give the checkpoint's root")
+            pins = parse_pins(await self._store.get(prefix + PINS_PATH) or b"")
+            if checkpoint.size and partition_of_log(name) is not None and not pins:
+                raise ValueError("its pins are not there")
         except (NoteError, ValueError) as error:
             log.error("published tiles are not whole: written again", log=name, why=str(error))
-            return _Published(TileBuilder(), b"")
-        return _Published(builder, note)
+            return _Published(TileBuilder(), b"", [], 0)
+        # A crash may have left pins of entries that the checkpoint does not have yet.
+        pins = [pin for pin in pins if pin[0] < checkpoint.size]
+        return _Published(builder, note, pins, len(pins))
 
 
 async def _load_edge(store: TileStore, prefix: str, size: int) -> TileBuilder:

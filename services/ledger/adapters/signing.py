@@ -25,8 +25,9 @@ from kernel.note import Checkpoint, SignerKey, sign_checkpoint
 from kernel.placement import CONTROL_LOG
 from ledger.adapters.cosigning import Cosigners
 from ledger.adapters.keys import origin_of, write_private
+from ledger.adapters.leaves import LeafReader
 from ledger.adapters.nodes import NodeReader
-from ledger.adapters.store import BrokenLogError, read_leaves
+from ledger.adapters.store import BrokenLogError
 from ledger.domain.rotation import rotation_of
 
 log = structlog.get_logger()
@@ -151,9 +152,12 @@ class LogSigner:
         key: SignerKey,
         origin: str,
         memory: Memory,
+        leaves: LeafReader,
         cosigners: Cosigners | None = None,
     ) -> None:
+        """`leaves` reads over the same connection, and in the archive."""
         self._db = db
+        self._leaves = leaves
         self._key = key
         self._origin = origin
         self._memory = memory
@@ -202,7 +206,7 @@ class LogSigner:
         while control is not None and self._control_read < control.size:
             start = self._control_read
             end = min(control.size, start + _CONTROL_STEP)
-            leaves = await read_leaves(self._db, control.log_id, start, end)
+            leaves = await self._leaves.leaves(control.log_id, start, end)
             for position, data in enumerate(leaves, start):
                 try:
                     rotation = rotation_of(leaf_format.decode(data))

@@ -2,7 +2,9 @@
 
 Each log is a C2SP tlog-tiles directory `logs/LOG/`; records too large for an
 entry are `aside/HEX`, by their SHA-256. The same layout as an export's, so that
-an auditor's tools read both.
+an auditor's tools read both. Beside a usage log's tiles lie its `pins`, a line
+`FROM_POSITION CONTROL_SIZE` each: they are no part of the log, and only signed
+by the cuts, but a ledger that is rebuilt from the tiles wants them.
 
 Objects are written whole or not at all (a rename, or one PUT); all but the
 checkpoints are immutable. Credentials and endpoint of an S3 store come from
@@ -24,6 +26,7 @@ from kernel.tilebuilder import CHECKPOINT_PATH
 
 LOGS_DIR: Final = "logs"
 ASIDE_DIR: Final = "aside"
+PINS_PATH: Final = "pins"
 IMMUTABLE: Final = "public, max-age=31536000, immutable"
 FRESH: Final = "no-cache"
 TEXT_TYPE: Final = "text/plain; charset=utf-8"
@@ -46,9 +49,23 @@ def aside_path(digest: bytes) -> str:
 
 def headers_of(path: str) -> dict[str, str]:
     """Content type and caching of an object, by C2SP tlog-tiles."""
-    if path.endswith(f"/{CHECKPOINT_PATH}"):
+    if path.endswith((f"/{CHECKPOINT_PATH}", f"/{PINS_PATH}")):
         return {"Content-Type": TEXT_TYPE, "Cache-Control": FRESH}
     return {"Content-Type": BYTES_TYPE, "Cache-Control": IMMUTABLE}
+
+
+def format_pins(pins: Iterable[tuple[int, int]]) -> bytes:
+    """The text of a log's pins."""
+    return "".join(f"{position} {control_size}\n" for position, control_size in pins).encode()
+
+
+def parse_pins(data: bytes) -> list[tuple[int, int]]:
+    """Read pins back. Errors: ValueError."""
+    pins: list[tuple[int, int]] = []
+    for line in data.decode("ascii", "replace").splitlines():
+        position, _, control_size = line.partition(" ")
+        pins.append((int(position), int(control_size)))
+    return pins
 
 
 class TileStore:

@@ -3,6 +3,7 @@
     GET /logs/LOG/checkpoint
     GET /logs/LOG/tile/LEVEL/INDEX[.p/WIDTH]
     GET /logs/LOG/tile/entries/INDEX[.p/WIDTH]
+    GET /logs/LOG/pins
     GET /aside/HEX
     GET /healthz
 
@@ -36,7 +37,7 @@ _INDEX: Final = r"(?:x[0-9]{3}/){0,6}[0-9]{3}"
 _WIDTH: Final = r"(?:\.p/(?P<width>[1-9][0-9]?|1[0-9]{2}|2[0-4][0-9]|25[0-5]))?"
 _LEVEL: Final = r"(?:[0-9]|[1-5][0-9]|6[0-3])"
 _KNOWN: Final = re.compile(
-    rf"logs/{_LOG}/(?:checkpoint|(?P<full>tile/(?P<level>{_LEVEL}|entries)/{_INDEX}){_WIDTH})"
+    rf"logs/{_LOG}/(?:checkpoint|pins|(?P<full>tile/(?P<level>{_LEVEL}|entries)/{_INDEX}){_WIDTH})"
     r"|aside/[0-9a-f]{64}"
 )
 _ENTRIES: Final = "entries"

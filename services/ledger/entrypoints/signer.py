@@ -14,7 +14,9 @@ import uvloop
 
 from kernel import errors, grpcs, settings, telemetry, tlogpolicy
 from ledger.adapters import database, keys
+from ledger.adapters.archive import Archive
 from ledger.adapters.cosigning import Cosigners
+from ledger.adapters.leaves import LeafReader
 from ledger.adapters.migrate import MigrationError
 from ledger.adapters.notify import CHANNEL
 from ledger.adapters.signing import (
@@ -24,6 +26,7 @@ from ledger.adapters.signing import (
     OtherOriginError,
     refuse_other_origin,
 )
+from ledger.adapters.store import BrokenLogError
 from ledger.settings import SignerSettings
 
 log = structlog.get_logger()
@@ -90,6 +93,7 @@ async def sign(config: SignerSettings) -> None:
     door = grpcs.Server("ledger-signer", config.health_address)
     memory = Memory(Path(config.home) / _MEMORY_FILE)
     keys.read_signer(config.signer_key)
+    archive = Archive(config.segments())
     await door.start()
     client = httpx.AsyncClient(timeout=_WITNESS_TIMEOUT_S, follow_redirects=False, trust_env=False)
     try:
@@ -104,7 +108,9 @@ async def sign(config: SignerSettings) -> None:
                 try:
                     await refuse_other_origin(db, config.origin)
                     key = keys.read_signer(config.signer_key)
-                    signer = LogSigner(db, key, config.origin, memory, cosigners)
+                    signer = LogSigner(
+                        db, key, config.origin, memory, LeafReader(db, archive), cosigners
+                    )
                     await _follow(config, signer, stopped, door, db)
                 finally:
                     db.terminate()
@@ -128,6 +134,7 @@ def main() -> None:
         MemoryFileError,
         OtherOriginError,
         keys.KeyFileError,
+        BrokenLogError,
         ValueError,  # a policy that cannot be used
         errors.TollbookError,
         asyncpg.PostgresError,

@@ -1,0 +1,1 @@
+"""The rebuild of the ledger's database out of published tiles, or out of Kafka."""

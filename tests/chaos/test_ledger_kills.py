@@ -163,7 +163,7 @@ async def test_the_log_is_the_topic_whatever_is_killed(ground: Stack, tmp_path: 
         crew = Crew(world, 2)
         flow = Flow(world)
         try:
-            await until("events flow", functools.partial(moves, world, 0))
+            await until("events flow", functools.partial(moves, world, 0), WAIT_S)
             for victim in victims:
                 await asyncio.sleep(rng.random() * PAUSE_S)
                 before = await size_of(world)

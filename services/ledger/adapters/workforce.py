@@ -10,6 +10,7 @@ that; a lease only says when to try.
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import uuid
 from collections.abc import Awaitable, Callable
@@ -35,6 +36,10 @@ _FORGET_WORKERS: Final = "DELETE FROM worker WHERE lease_until < now() - interva
 _TOPIC_CHECK_TICKS: Final = 20
 STUCK_S: Final = 5.0
 """A database that answers nothing, or takes no batch, for so long is a broken one."""
+_FAILING_S: Final = 1.0
+"""A log that fails again and again for so long does not just feel a restart of the database."""
+_AGAIN_S: Final = 0.25
+"""How long a log that the database failed is left alone."""
 
 
 class Workforce:
@@ -61,6 +66,8 @@ class Workforce:
         self._notifier = Notifier(pool)
         self._kafka = KafkaTopic(bootstrap, topic)
         self._logs: dict[int, str] = {}
+        self._failures: dict[int, tuple[float, float]] = {}
+        """By log that the database failed: since when again and again, and the last time."""
         self._is_good = False
         self._ticked_s = 0.0
         self._writers: dict[int, tuple[PartitionWriter, asyncio.Task[None], asyncio.Event]] = {}
@@ -94,12 +101,30 @@ class Workforce:
         loop = asyncio.get_running_loop()
         while True:
             writers = [writer for writer, _, _ in self._writers.values()]
+            now_s = loop.time()
             await on_ready(
                 self._is_good
-                and loop.time() - self._ticked_s < STUCK_S
+                and now_s - self._ticked_s < STUCK_S
                 and all(writer.committing_s < STUCK_S for writer in writers)
+                and not any(
+                    last_s - first_s > _FAILING_S and now_s - last_s < STUCK_S
+                    for first_s, last_s in self._failures.values()
+                )
             )
             await asyncio.sleep(_TICK_S)
+
+    def _committed(self, log_id: int, name: str) -> None:
+        self._failures.pop(log_id, None)
+        self._notifier.grew(name)
+
+    def _failed(self, log_id: int) -> None:
+        now_s = asyncio.get_running_loop().time()
+        first_s, last_s = self._failures.get(log_id, (now_s, now_s))
+        self._failures[log_id] = (first_s if now_s - last_s < STUCK_S else now_s, now_s)
+
+    def _may_try(self, log_id: int) -> bool:
+        _, last_s = self._failures.get(log_id, (0.0, 0.0))
+        return not last_s or asyncio.get_running_loop().time() - last_s >= _AGAIN_S
 
     async def _pause(self, stopped: asyncio.Event) -> None:
         """Until the next tick, a stop, or the end of a writer."""
@@ -177,7 +202,11 @@ class Workforce:
         free = await db.fetch(
             "SELECT log_id FROM log_head WHERE log_id = ANY($1::int[])"
             " AND (owner = $2 OR lease_until < now()) ORDER BY log_id",
-            [log_id for log_id in self._logs if log_id not in self._writers],
+            [
+                log_id
+                for log_id in self._logs
+                if log_id not in self._writers and self._may_try(log_id)
+            ],
             self.worker_id,
         )
         for row in free[:count]:
@@ -188,7 +217,7 @@ class Workforce:
                 HeldLog(self._pool, head, self._lease_ms, self._leaves),
                 PartitionSource(self._bootstrap, self._topic, partition_of(head)),
                 self._batch_records,
-                self._notifier.grew,
+                functools.partial(self._committed, head.log_id),
             )
             stop = asyncio.Event()
             self._writers[head.log_id] = (writer, asyncio.create_task(writer.run(stop)), stop)
@@ -212,6 +241,8 @@ class Workforce:
             await store.halt(self._pool, head, str(error), _HALTED_PAUSE_MS)
         elif isinstance(error, (FencedError, *database.AWAY)):
             log.warning("lost", log=head.name, epoch=head.epoch, error=repr(error))
+            if not isinstance(error, FencedError):
+                self._failed(head.log_id)
         elif error is not None:
             raise error
 

@@ -10,20 +10,23 @@ and a plain table with a row for each event.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import datetime as dt
 import json
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import asyncpg
+import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench import usage_load
 from bench.ledger import PARTITIONS, Arena, arena, free_port, wait_owned, workers
@@ -45,18 +48,53 @@ SEGMENT: Final = 65_536
 ORIGIN: Final = "bench"
 
 
+class Served(NamedTuple):
+    """A ledger server that answers."""
+
+    address: str
+    process: psutil.Process
+
+
+def cpu_s(processes: Iterable[psutil.Process]) -> float:
+    """Processor seconds that these processes have taken."""
+    total = 0.0
+    for process in processes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
+
+
+def database_processes(on: Arena) -> list[psutil.Process]:
+    """The database's processes."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(on.database in word for word in process.info["cmdline"] or ())
+        and "postgres" in (process.info["cmdline"] or [""])[0]
+    ]
+
+
 @asynccontextmanager
-async def server(on: Arena) -> AsyncIterator[str]:
-    """A ledger server for as long as the block runs; gives its address."""
+async def server(on: Arena) -> AsyncIterator[Served]:
+    """A ledger server for as long as the block runs."""
     address = f"{HOST}:{free_port()}"
     env = on.environment(TOLLBOOK_LEDGER_ADDRESS=address)
     command = [sys.executable, "-m", "ledger.entrypoints.server"]
     process = await asyncio.to_thread(subprocess.Popen, command, env=env)
     try:
         async with grpcs.channel(address) as channel:
-            stub: Any = ledger_pb2_grpc.LedgerServiceStub(channel)
-            await stub.ListLogs(pb.ListLogsRequest(), wait_for_ready=True, timeout=TIMEOUT_S)
-        yield address
+            health: Any = health_pb2_grpc.HealthStub(channel)
+            asked = health_pb2.HealthCheckRequest()
+            deadline = time.monotonic() + TIMEOUT_S
+            while True:
+                answer = await health.Check(asked, wait_for_ready=True, timeout=TIMEOUT_S)
+                if answer.status == health_pb2.HealthCheckResponse.SERVING:
+                    break
+                if time.monotonic() > deadline:
+                    raise TimeoutError("the server is not ready")
+                await asyncio.sleep(0.1)
+        yield Served(address, psutil.Process(process.pid))
     finally:
         process.terminate()
         await asyncio.to_thread(process.wait, 30)
@@ -100,18 +138,30 @@ async def reader(address: str, how: str) -> dict[str, Any]:
     async with grpcs.channel(address) as channel:
         stub: Any = ledger_pb2_grpc.LedgerServiceStub(channel)
         await stub.ListLogs(pb.ListLogsRequest(), wait_for_ready=True)
-        begun = time.time()
+        begun, cpu = time.time(), time.process_time()
         for name in LOGS:
             found = await READ[how](stub, name)
             entries, size = entries + found[0], size + found[1]
-        return {"entries": entries, "bytes": size, "begun": begun, "ended": time.time()}
+        return {
+            "entries": entries,
+            "bytes": size,
+            "begun": begun,
+            "ended": time.time(),
+            "cpu_s": time.process_time() - cpu,
+        }
 
 
-async def readers(address: str, how: str, count: int) -> dict[str, Any]:
-    """Several readers at once, each of everything."""
+async def readers(on: Arena, served: Served, how: str, count: int) -> dict[str, Any]:
+    """Several readers at once, each of everything.
+
+    `cpu_ns_an_event` is processor time of each process, which other work on the machine does not
+    change: their sum, over the number of cores, is what the parts would take if nothing waited.
+    """
+    server_cpu, database = cpu_s([served.process]), database_processes(on)
+    database_cpu = cpu_s(database)
     started = [
         await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "bench.reading", address, how, stdout=subprocess.PIPE
+            sys.executable, "-m", "bench.reading", served.address, how, stdout=subprocess.PIPE
         )
         for _ in range(count)
     ]
@@ -126,6 +176,11 @@ async def readers(address: str, how: str, count: int) -> dict[str, Any]:
             min(item["entries"] / (item["ended"] - item["begun"]) for item in found)
         ),
         "mb_per_s": round(sum(item["bytes"] for item in found) / seconds / 1e6),
+        "cpu_ns_an_event": {
+            "reader": round(sum(item["cpu_s"] for item in found) / entries * 1e9),
+            "server": round((cpu_s([served.process]) - server_cpu) / entries * 1e9),
+            "database": round((cpu_s(database) - database_cpu) / entries * 1e9),
+        },
     }
 
 
@@ -310,27 +365,27 @@ async def _run(events: int, rates: Sequence[int], seconds: float) -> dict[str, A
         await db.execute("CHECKPOINT")
         await db.close()
         found: dict[str, Any] = {"events": events, "baselines": await baselines(on.admin)}
-        async with server(on) as address:
+        async with server(on) as served:
             runs = [("events", 1), ("events", 2), ("events", 4), ("arrow", 1), ("arrow", 2)]
-            await readers(address, "events", 1)  # what is read first comes from the disk
+            await readers(on, served, "events", 1)  # what is read first comes from the disk
             found["reading"] = []
             for how, count in runs:
-                found["reading"].append(await readers(address, how, count))
+                found["reading"].append(await readers(on, served, how, count))
                 log.info("reading", **found["reading"][-1])
         found["sealing"] = await sealing(on)
-        async with server(on) as address:
-            await readers(address, "events", 1)
+        async with server(on) as served:
+            await readers(on, served, "events", 1)
             found["reading_sealed"] = [
-                await readers(address, "events", 1),
-                await readers(address, "arrow", 1),
+                await readers(on, served, "events", 1),
+                await readers(on, served, "arrow", 1),
             ]
         found["files"] = await asyncio.to_thread(read_files, on)
         log.info("sealed", **found["sealing"], **found["files"])
         found["follow"] = []
         for rate in rates:
             slow = await arena(stack, f"follow_{rate}")
-            async with server(slow) as address:
-                found["follow"].append(await follow(slow, address, rate, seconds))
+            async with server(slow) as served:
+                found["follow"].append(await follow(slow, served.address, rate, seconds))
                 log.info("follow", **found["follow"][-1])
     return found
 

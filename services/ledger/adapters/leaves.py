@@ -152,7 +152,7 @@ def _joined(log_id: int, rows: list[Any], first: int, end: int) -> LeafRun | Non
             break  # what is missing here is asked for next
         bundles.append(data)
         at += entries
-    if at <= first:
+    if not begin <= first < at:
         return None
     try:
         run = leafrun.of_bundles(begin, bundles, at - begin)

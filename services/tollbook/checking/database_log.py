@@ -16,6 +16,9 @@ from typing import Any, Final, NamedTuple, TypeVar
 from audit.findings import Finding, Findings
 from kernel import tiles
 from kernel.merkle import HASH_BYTES, leaf_hash
+from ledger.adapters.archive import Archive, ArchiveError
+from ledger.adapters.leaves import LeafReader
+from ledger.adapters.store import BrokenLogError
 
 T = TypeVar("T")
 ReadTile = Callable[[str], Awaitable[bytes | None]]
@@ -32,8 +35,29 @@ class Published(NamedTuple):
     read: ReadTile
 
 
+class SealedRows:
+    """Bundles whose rows were given up for the file of a sealed segment."""
+
+    def __init__(self, db: Any, archive: Archive) -> None:
+        self._leaves = LeafReader(db, archive)
+
+    async def rows(self, log_id: int, index: int) -> list[tuple[int, int, bytes]]:
+        """A bundle as one row, as log_chunk would hold it; none when it is not sealed.
+
+        Errors: ArchiveError when its file cannot be read.
+        """
+        start = index * tiles.TILE_WIDTH
+        try:
+            leaves = await self._leaves.leaves(log_id, start, start + tiles.TILE_WIDTH)
+        except ArchiveError:
+            raise
+        except BrokenLogError:
+            return []
+        return [(start, len(leaves), tiles.encode_bundle(leaves))]
+
+
 class DatabaseLog:
-    """The files of a log, out of its rows."""
+    """The files of a log, out of its rows and the files of its sealed segments."""
 
     def __init__(
         self,
@@ -43,6 +67,7 @@ class DatabaseLog:
         db: Any,
         loop: asyncio.AbstractEventLoop,
         published: Published | None,
+        sealed: SealedRows | None = None,
     ) -> None:
         self.log = log
         self.findings = Findings()
@@ -51,6 +76,7 @@ class DatabaseLog:
         self._db = db
         self._loop = loop
         self._published = published
+        self._sealed = sealed
         self._rows: dict[int, list[tuple[int, int, bytes]]] = {}
         self._rows_first = self._rows_end = 0
         self._tiles: dict[tuple[int, int], bytes] = {}
@@ -117,6 +143,13 @@ class DatabaseLog:
             self._rows = {}
             for row in rows:
                 self._rows.setdefault(row[0] // tiles.TILE_WIDTH, []).append(tuple(row))
+        if index not in self._rows and self._sealed is not None:
+            try:
+                self._rows[index] = self._ask(self._sealed.rows(self._log_id, index))
+            except ArchiveError as error:
+                self._rows[index] = []
+                start = index * tiles.TILE_WIDTH
+                self._wrong(start, str(error), start + tiles.TILE_WIDTH)
         return self._rows.get(index, [])
 
     # Hashes ---------------------------------------------------------------------

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import asyncpg
+from google.protobuf.message import DecodeError
 
 from audit.findings import Finding, Findings
 from audit.log_check import LogResult, check_files
@@ -25,15 +26,23 @@ from kernel.errors import FailedPrecondition, Unavailable
 from kernel.keychain import KeyChain
 from kernel.leaf import LeafError
 from kernel.note import Checkpoint, NoteError, VerifierKey, open_checkpoint
-from kernel.placement import CONTROL_LOG, partition_of_log
+from kernel.placement import CONTROL_LOG, CUT_LOG, partition_of_log
 from kernel.tilebuilder import CHECKPOINT_PATH
 from kernel.tiles import decode_bundle
+from ledger.adapters.archive import Archive, ArchiveError
 from ledger.adapters.signing import Memory, MemoryFileError, Signed
-from ledger.adapters.tile_store import StoreUnusableError, TileStore, log_prefix
+from ledger.adapters.tile_store import (
+    PINS_PATH,
+    StoreUnusableError,
+    TileStore,
+    log_prefix,
+    parse_pins,
+)
 from ledger.domain.admission import CONFLICT, REJECTED
 from ledger.domain.rotation import rotation_of
-from tollbook.checking.database_log import DatabaseLog, Published
+from tollbook.checking.database_log import DatabaseLog, Published, SealedRows
 from tollbook.checking.records import RecordCheck
+from tollbook.pricing.v1 import control_pb2
 
 _GUARDED: Final = (
     "log_chunk",
@@ -47,6 +56,10 @@ _GUARDED: Final = (
     "log_detached",
 )
 _COMMAND_TIMEOUT_S: Final = 120.0
+
+
+Pin = tuple[int, int]
+"""(from position, control size)"""
 
 
 class Anchor(NamedTuple):
@@ -66,6 +79,8 @@ class Sources:
     tiles: TileStore | None = None
     kafka: str = ""
     topic: str = ""
+    segments: str = ""
+    """Where sealed segments are, a directory or a URL; empty: there are none."""
 
 
 @dataclass
@@ -90,22 +105,26 @@ class _Said(NamedTuple):
     """By origin."""
     published: Mapping[str, bytes]
     """Checkpoints by log."""
+    pins: Mapping[str, bytes]
+    """Published pins by log."""
 
 
 async def _said(sources: Sources) -> _Said:
     published: dict[str, bytes] = {}
+    pins: dict[str, bytes] = {}
     if sources.tiles is not None:
         for log in {key.name.rpartition("/")[2] for key in sources.keys}:
             note = await sources.tiles.get(log_prefix(log) + CHECKPOINT_PATH)
             if note is not None:
                 published[log] = note
+            pins[log] = await sources.tiles.get(log_prefix(log) + PINS_PATH) or b""
     remembered: Mapping[str, Signed] = {}
     if sources.memory is not None:
         try:
             remembered = Memory(sources.memory).all()
         except MemoryFileError as error:
             raise FailedPrecondition(str(error), reason="MEMORY_UNREADABLE") from None
-    return _Said(remembered, published)
+    return _Said(remembered, published, pins)
 
 
 async def verify(dsn: str, sources: Sources) -> Verdict:
@@ -128,11 +147,15 @@ async def verify(dsn: str, sources: Sources) -> Verdict:
         raise Unavailable(f"the database does not answer: {error}") from None
     try:
         async with db.transaction(isolation="repeatable_read", readonly=True):
+            # Before the snapshot, so that no segment is detached under it.
+            await db.execute("LOCK TABLE log_chunk IN ACCESS SHARE MODE")
             run = _Verification(db, sources, said)
             await run.all()
             return run.verdict
     except asyncpg.UndefinedTableError as error:
         raise FailedPrecondition(f"there is no whole ledger in this database: {error}") from None
+    except ArchiveError as error:
+        raise FailedPrecondition(str(error), reason="SEGMENTS_UNUSABLE") from None
     except (asyncpg.PostgresError, OSError) as error:
         raise Unavailable(f"the database failed while it was read: {error}") from None
     except StoreUnusableError as error:
@@ -144,9 +167,12 @@ async def verify(dsn: str, sources: Sources) -> Verdict:
 class _Leaves:
     """What the entries say of what must stand beside the log."""
 
-    def __init__(self, is_usage: bool, records: RecordCheck | None) -> None:
-        self._is_usage = is_usage
+    def __init__(self, log: str, records: RecordCheck | None) -> None:
+        self._log = log
+        self._is_usage = partition_of_log(log) is not None
         self._records = records
+        self.pins: dict[str, list[Pin]] = {}
+        """What cuts say, where this is the cut log."""
         self.asides: dict[int, tuple[bytes, int]] = {}
         self.keys: dict[str, tuple[int, bytes]] = {}
         self.exceptions: set[tuple[int, int, int]] = set()
@@ -162,12 +188,24 @@ class _Leaves:
                     self.asides[position] = (digest, length)
             except LeafError:
                 continue
+            if self._log == CUT_LOG and not leaf.aside:
+                self._take_cut(leaf.value)
             if not self._is_usage:
                 self.keys[leaf.key.decode("utf-8", "replace")] = (position, digest)
             elif leaf.disposition in (CONFLICT, REJECTED):
                 self.exceptions.add((position, leaf.disposition, leaf.reason))
             if self._records is not None:
                 self._records.look(position, leaf, data)
+
+    def _take_cut(self, value: bytes) -> None:
+        try:
+            cut = control_pb2.Cut.FromString(value)
+        except DecodeError:
+            return
+        for part in cut.logs:
+            pins = self.pins.setdefault(part.log, [])
+            del pins[part.earlier_pins :]
+            pins += [(pin.from_position, pin.control_size) for pin in part.pins]
 
 
 class _Verification:
@@ -181,6 +219,9 @@ class _Verification:
         for key in sources.keys:
             self._keys.setdefault(key.name, []).append(key)
         self._chains: dict[str, KeyChain] = {}
+        self._cut_pins: dict[str, list[Pin]] = {}
+        where = sources.segments
+        self._sealed = SealedRows(db, Archive(where)) if where else None
 
     async def all(self) -> None:
         """Every check, in the order of cause and effect."""
@@ -249,13 +290,13 @@ class _Verification:
             )
         await self._rows_beyond(head)
         tiles = self._published_tiles(name)
-        log = DatabaseLog(name, head["log_id"], size, self._db, self._loop, tiles)
+        log = DatabaseLog(name, head["log_id"], size, self._db, self._loop, tiles, self._sealed)
         is_usage = partition_of_log(name) is not None
         records = None
         if is_usage and self._sources.kafka:
             records = RecordCheck(self._sources.kafka, self._sources.topic, name, self._loop)
             await records.start(head["next_offset"])
-        leaves = _Leaves(is_usage, records)
+        leaves = _Leaves(name, records)
         asides = {
             row["digest"]: row["value"]
             for row in await self._db.fetch(
@@ -286,6 +327,9 @@ class _Verification:
         if records is not None:
             self.verdict.findings.extend(records.findings)
             self.verdict.notes += records.notes
+        if name == CUT_LOG:
+            # Its number is before those of the usage logs, of which it speaks.
+            self._cut_pins = leaves.pins
         await self._beside(head, leaves, result)
 
     def _tree(
@@ -490,6 +534,22 @@ class _Verification:
             if control_size <= last and position:
                 self._found(name, "its pin does not grow", position)
             last = control_size
+        self._compare_pins(name, head["size"], pins, self._cut_pins.get(name, []), "the cut log")
+        try:
+            published = parse_pins(self._said.pins.get(name, b""))
+        except ValueError:
+            self._found(name, "its published pins cannot be read")
+            return
+        self._compare_pins(name, head["size"], pins, published, "what was published")
+
+    def _compare_pins(
+        self, name: str, size: int, pins: Sequence[Pin], told: Sequence[Pin], source: str
+    ) -> None:
+        """Pins never change, so what was told of them once is how they begin."""
+        for number, pin in enumerate(told):
+            if pin[0] < size and (number >= len(pins) or pins[number] != pin):
+                self._found(name, f"its pin is not the one of {source}", pin[0])
+                return
 
     async def _strangers(self, heads: Sequence[Any]) -> None:
         known = [head["log_id"] for head in heads]

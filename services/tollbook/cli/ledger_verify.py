@@ -73,6 +73,8 @@ def _sources(
         store,
         settings.get("TOLLBOOK_KAFKA", "") if kafka else "",
         settings.get("TOLLBOOK_TOPIC", "usage.events.v1"),
+        settings.get("TOLLBOOK_LEDGER_SEGMENTS")
+        or str(Path(settings.get("TOLLBOOK_HOME") or ".tollbook") / "segments"),
     )
 
 

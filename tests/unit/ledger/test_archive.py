@@ -88,8 +88,10 @@ def test_a_place_that_is_none_is_refused() -> None:
 class Tables:
     """Answers the queries of LeafReader as a database would that holds [0, entries)."""
 
-    def __init__(self, entries: int) -> None:
+    def __init__(self, entries: int, without: frozenset[int] = frozenset()) -> None:
         self.entries = entries
+        self.without = without
+        """Rows that are not there, by their first position."""
         self.asked = 0
 
     async def fetch(self, query: str, *arguments: Any) -> list[tuple[Any, ...]]:
@@ -101,6 +103,7 @@ class Tables:
         return [
             (at, TILE_WIDTH, encode_bundle([leaf(n) for n in range(at, at + TILE_WIDTH)]))
             for at in range(begin, min(end, self.entries), TILE_WIDTH)
+            if at not in self.without
         ]
 
 
@@ -130,6 +133,17 @@ async def test_readers_share_whole_runs_and_what_is_kept_is_bounded(
     assert tables.asked == 6
     with pytest.raises(BrokenLogError, match="position 1000000 is missing"):
         await reader.run(100, 1_000_000, 1_000_001)
+
+
+async def test_a_hole_in_the_rows_is_never_read_over(tmp_path: Path) -> None:
+    reader = LeafReader(Tables(2_048, frozenset({512})), Archive(str(tmp_path)))
+    assert (await reader.run(100, 10, 2_048)).end == 512
+    with pytest.raises(BrokenLogError, match="position 512 is missing"):
+        await reader.run(100, 512, 2_048)
+    with pytest.raises(BrokenLogError, match="position 600 is missing"):
+        await reader.leaves(100, 600, 700)
+    with pytest.raises(BrokenLogError, match="position 512 is missing"):
+        await reader.leaves(100, 0, 2_048)
 
 
 async def test_many_readers_at_once_get_the_same(kept: tuple[Archive, Sealed]) -> None:

@@ -6,6 +6,7 @@ Owns the folder's layout, the stack's identity and its secrets. Reads and writes
     stack.json      what runs (state.py)          orders.json     what shall run (state.py)
     secrets.json    passwords, mode 0600          keys/           signer's and verifiers' keys
     logs/           one file a part               kafka/ postgres/ spool/ signer/   data
+    tiles/          the published logs            witness/        a witness of its own: key, memory
 """
 
 from __future__ import annotations

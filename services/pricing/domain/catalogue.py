@@ -31,7 +31,7 @@ from pricing.domain.card import (
 )
 from pricing.domain.dimensions import STANDARD_TIER, Context, LeafKey
 from pricing.domain.moments import Moments, needs_months, windows_at
-from pricing.domain.prices import ONE, Price, percentage_of, price_of
+from pricing.domain.prices import ONE, Price, most_of_one_pico, percentage_of, price_of
 from pricing.domain.selection import CompiledCard, Windows, holds, is_for
 
 BY_LINE: Final = "line"
@@ -78,6 +78,8 @@ class Priced(NamedTuple):
 
     rule_text: str = ""
     """The rule and the factors, as postings and receipts show them."""
+    most_pico: int = 0
+    """The most that one more unit can add to what an account owes, before minimums."""
 
 
 class _Asked(NamedTuple):
@@ -257,6 +259,7 @@ def _line_of(
             for on_top in known.compiled.surcharges(asked.key, asked.context, windows)
         ),
         "*".join((rule, *ids)),
+        _most_of_meter_pico(card, line) if line.is_metered else most_of_one_pico(price),
     )
 
 
@@ -268,7 +271,23 @@ def _surcharge(
     price = percentage_of(line, base, factor) if line.percentage else price_of(line, factor)
     ids = tuple(one.multiplier_id for one in factors)
     text = "*".join((BY_SURCHARGE, *ids))
-    return Priced(known, line, BY_SURCHARGE, price, ids, period, (), text)
+    return Priced(known, line, BY_SURCHARGE, price, ids, period, (), text, most_of_one_pico(price))
+
+
+def _most_of_meter_pico(card: Card, line: Line) -> int:
+    """The dearest unit of a meter: one more may move any other of the month up by a place."""
+    meter = line.meter or line.line_id
+    return max(
+        price_of(
+            other,
+            prod(
+                (max(one.factor, ONE) for one in (*card.multipliers, *other.multipliers)),
+                start=ONE,
+            ),
+        ).highest_pico
+        for other in card.lines
+        if other.is_metered and (other.meter or other.line_id) == meter
+    )
 
 
 def _applying(card: Card, line: Line, asked: _Asked, windows: Windows) -> list[Multiplier]:

@@ -273,14 +273,18 @@ class Charges:
         self, month: MonthKey, known: PublishedCard, amount_pico: int, where: tuple[int, int, int]
     ) -> None:
         """Count charges of a month with a commitment, and post what that adds."""
+        before = self._commitments.months.get(month)
         added_pico, terms = self._commitments.charge(month, known, amount_pico)
-        self._effects.month_moves.append(MonthMove(month, known.version, amount_pico, False))
+        self._effects.month_moves.append(
+            MonthMove(month, before, known.version, amount_pico, False)
+        )
         self._commit(month, terms, added_pico, where)
 
     def close_month(self, month: MonthKey, known: PublishedCard, position: int) -> None:
         """Close a month by the control record at `position` of this log, the control log."""
+        before = self._commitments.months.get(month)
         added_pico, terms = self._commitments.close(month, known)
-        self._effects.month_moves.append(MonthMove(month, known.version, 0, True))
+        self._effects.month_moves.append(MonthMove(month, before, known.version, 0, True))
         self._commit(month, terms, added_pico, (position, position + 1, position))
 
     def _commit(

@@ -96,11 +96,11 @@ class Meters:
                 return
         raise ValueError(f"card {key.card_id!r} version {layer.version} has no {layer.line_id!r}")
 
-    def copy_of(self, keys: Iterable[MeterKey]) -> Meters:
-        """These meters by themselves."""
+    def at(self, counts: Mapping[MeterKey, Iterable[tuple[Layer, int]]]) -> Meters:
+        """These prices, with meters at other counts."""
         other = Meters()
         other._prices = self._prices
-        other.counts = {key: dict(self.counts.get(key, {})) for key in keys}
+        other.counts = {key: dict(layers) for key, layers in counts.items()}
         return other
 
     def costs(self, key: MeterKey) -> dict[Layer, int]:
@@ -159,6 +159,13 @@ class Commitments:
     def _know(self, known: PublishedCard) -> None:
         """Remember a version's terms."""
         self._terms[known.card.card_id, known.version] = known
+
+    def at(self, months: Mapping[MonthKey, Month | None]) -> Commitments:
+        """These terms, with months at other sums."""
+        other = Commitments()
+        other._terms = self._terms
+        other.months = {key: month for key, month in months.items() if month is not None}
+        return other
 
     def owed(self, key: MonthKey) -> int:
         """What the commitment adds to a month as it stands."""

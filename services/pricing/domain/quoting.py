@@ -13,7 +13,7 @@ from typing import Final, NamedTuple
 
 from pricing.domain.catalogue import Catalogue, Priced
 from pricing.domain.dimensions import Context, LeafKey
-from pricing.domain.prices import fixed_pico, most_of_one_pico
+from pricing.domain.prices import fixed_pico
 
 _PLAIN_IN: Final = LeafKey("token", "in", "text", "none", "default", "plain", "")
 _PLAIN_OUT: Final = _PLAIN_IN._replace(direction="out")
@@ -75,6 +75,6 @@ def most_pico(units: int, prices: Iterable[Priced]) -> int:
     dearest_pico = fixed = 0
     for found in prices:
         together = (found, *found.surcharges)
-        dearest_pico = max(dearest_pico, sum(most_of_one_pico(one.price) for one in together))
+        dearest_pico = max(dearest_pico, sum(one.most_pico for one in together))
         fixed += sum(fixed_pico(one.price) for one in together)
     return units * dearest_pico + fixed

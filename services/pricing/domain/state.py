@@ -11,7 +11,7 @@ from pricing.domain.books import Posting
 from pricing.domain.catalogue import PublishedCard
 from pricing.domain.credits import NEVER_US
 from pricing.domain.events import Event, EventLeaf, Reading
-from pricing.domain.meters import Layer, MeterKey, MonthKey
+from pricing.domain.meters import Layer, MeterKey, Month, MonthKey
 
 
 class Account(NamedTuple):
@@ -147,6 +147,8 @@ class MonthMove(NamedTuple):
     """Charges that count towards a month's commitment, or its closing."""
 
     key: MonthKey
+    before: Month | None
+    """What the month stood at; None: nothing had been charged."""
     version: int
     amount_pico: int
     closes: bool

@@ -11,7 +11,10 @@ from tests.unit.pricing import at_random, naive
 from tests.unit.pricing import builders as make
 
 from pricing.domain import batch, books, tally
-from pricing.domain.card import Card
+from pricing.domain.card import Card, content_hash
+from pricing.domain.catalogue import Catalogue, published_card
+from pricing.domain.quoting import Bound, quote
+from pricing.domain.rate import Batch, Cards, rate
 from pricing.domain.replay import Replay
 from tollbook.usage.v1 import usage_pb2 as usage
 
@@ -184,3 +187,58 @@ def test_usage_never_yields_a_credit(card: Card, events: tuple[usage.UsageEvent,
         if not falling and not stacked and not any(line.multipliers for line in card.lines):
             assert all(now.get(account, 0) >= amount for account, amount in before.items())
         before = now
+
+
+@few
+@given(
+    st.lists(at_random.random_cards(), min_size=1, max_size=2),
+    some_events,
+    st.integers(1, 14),
+)
+def test_receipts_add_up_to_the_postings_to_the_last_unit(
+    versions: list[Card], events: tuple[usage.UsageEvent, ...], size: int
+) -> None:
+    entries = [
+        published_card(number, card, number, content_hash(card.document()))
+        for number, card in enumerate(versions, 1)
+    ]
+    cards = Cards(Catalogue(entries), {"acme": "USD"}.get)
+    receipts, balances = 0, dict[books.BalanceKey, int]()
+    data = leaves_of(events)
+    for at in range(0, len(data), size):
+        done = rate(Batch(LOG, at, data[at : at + size]), cards)
+        books.apply(balances, done.postings)
+        for receipt in done.receipts():
+            receipts += receipt.amount_pico
+            assert receipt.waits == (receipt.event.position in done.unpriced)
+    assert balances.get((books.revenue("acme"), "USD"), 0) == receipts
+    assert balances.get((books.customer("acme"), "USD"), 0) == -receipts
+
+
+@few
+@given(at_random.random_cards(), some_events)
+def test_an_upper_bound_is_never_below_the_charge(
+    card: Card, events: tuple[usage.UsageEvent, ...]
+) -> None:
+    """For each event by itself, whatever its month stood at before."""
+    entry = published_card(1, card, 1, content_hash(card.document()))
+    catalogue = Catalogue([entry])
+    cards = Cards(catalogue, {"acme": "USD", "bolt": "USD"}.get)
+    done = rate(Batch(LOG, 0, leaves_of(events)), cards)
+    for receipt in done.receipts():
+        event = receipt.event
+        tokens = [part for part in event.leaves if part.key.unit == "token"]
+        bound = Bound(
+            event.context,
+            sum(part.amount for part in tokens if part.key.direction == "in"),
+            sum(part.amount for part in tokens if part.key.direction == "out"),
+            event.event_time_us,
+        )
+        least = quote(bound, event.account_id, "USD", catalogue).amount_pico
+        charged = sum(part.amount_pico for part in receipt.leaves if part.leaf.key.unit == "token")
+        assert charged <= least
+        if card.commitment is None:
+            searches = sum(
+                part.amount_pico for part in receipt.leaves if part.leaf.key.unit != "token"
+            )
+            assert receipt.amount_pico - searches <= least

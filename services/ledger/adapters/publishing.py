@@ -11,7 +11,6 @@ written again from the log's beginning.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -162,8 +161,11 @@ class Publisher:
             if is_usage and answer.leaves and answer.control_size != known:
                 pins.append((builder.size, answer.control_size))
             for position, leaf in enumerate(answer.leaves, builder.size):
-                files += builder.append(leaf)
-                read = leaf_format.decode(leaf)
+                try:
+                    files += builder.append(leaf)
+                    read = leaf_format.decode(leaf)
+                except ValueError as error:
+                    raise NotTheSignedError(f"log {name} position {position}: {error}") from None
                 if read.aside:
                     await self._put_aside(name, position, leaf_format.aside_of(read.value)[0])
             if len(files) >= _MAX_WAITING_FILES:
@@ -189,9 +191,7 @@ class Publisher:
             async with room:
                 await self._store.put(prefix + file.path, file.data)
 
-        async with asyncio.TaskGroup() as tasks:
-            for file in files:
-                tasks.create_task(put(file))
+        await asyncio.gather(*(put(file) for file in files))
 
     async def _drop_partials(self, name: str, before: int, now: int) -> None:
         """Remove the partial tiles that became full: whoever still asks gets the full one."""
@@ -200,13 +200,10 @@ class Publisher:
         while new:
             index = old // tiles.TILE_WIDTH
             if old % tiles.TILE_WIDTH and new // tiles.TILE_WIDTH > index:
-                paths: list[Callable[[int], str]] = [
-                    lambda at, level=level: tiles.tile_path(level, at)  # type: ignore[misc]
-                ]
-                if level == 0:
-                    paths.append(tiles.bundle_path)
+                paths = [tiles.tile_path(level, index)]
+                paths += [tiles.bundle_path(index)] if level == 0 else []
                 for path in paths:
-                    gone += await self._store.names(f"{log_prefix(name)}{path(index)}.p/")
+                    gone += await self._store.names(f"{log_prefix(name)}{path}.p/")
             level, old, new = level + 1, old // tiles.TILE_WIDTH, new // tiles.TILE_WIDTH
         await self._store.delete(gone)
 

@@ -72,7 +72,10 @@ class Moments:
         if not self._clocks:
             # An instant of a stretch between edges: its first.
             return edge
-        return self._number(edge, self._shown(at_us // 1_000_000), at_us)
+        second = at_us // 1_000_000
+        # A quarter of an hour is looked at once, as a rule; one with a change in it, by the second.
+        shown = self._of_block(second // _BLOCK_S) or self._shown(second)
+        return self._number(edge, shown, at_us)
 
     def sample_us(self, segment: int) -> int:
         """An instant of a segment; what holds for one holds for all of it."""

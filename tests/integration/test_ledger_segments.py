@@ -16,6 +16,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 from tests.integration.ledger_server import ledger_server
 from tests.integration.ledger_world import LedgerWorld, ledger_world, until
 from tests.unit.ledger import builders
@@ -34,6 +35,7 @@ from ledger.domain.identities import IdentityIndex
 from ledger.domain.streams import StreamState
 from ledger.domain.tree import TreeBuilder
 from tollbook.checking.verify import Sources, verify
+from tollbook.cli.root import root
 from tollbook.ledger.v1 import ledger_pb2 as pb
 from tollbook.stack import Stack
 
@@ -205,6 +207,23 @@ async def test_the_policy_keeps_what_is_new(world: LedgerWorld) -> None:
     assert await signed.seal(Policy(size - 1_024, dt.timedelta(0))) == [(0, 1024)]
     assert await signed.seal(Policy(size - 2_047, dt.timedelta(0))) == []
     assert await signed.seal(Policy(size - 2_048, dt.timedelta(0))) == [(1024, 2048)]
+    # The command does the same, by its settings or by what it is told.
+    verifiers = world.folder / "verifiers"
+    verifiers.write_text(f"{signed.key.verifier}\n")
+    settings = {
+        "TOLLBOOK_POSTGRES": world.dsn("TOLLBOOK_POSTGRES"),
+        "TOLLBOOK_VERIFIER_KEYS": str(verifiers),
+        "TOLLBOOK_ORIGIN": ORIGIN,
+        "TOLLBOOK_LEDGER_SEGMENTS": str(world.folder / "segments"),
+        "TOLLBOOK_SEAL_OLDER_THAN_H": "0",
+    }
+    runner = CliRunner(env=settings)
+    done = await asyncio.to_thread(runner.invoke, root, ["ledger", "seal"])
+    assert (done.exit_code, done.output) == (0, "0 segments sealed\n")
+    done = await asyncio.to_thread(runner.invoke, root, ["ledger", "seal", "--keep", "0"])
+    assert done.exit_code == 0, done.output
+    assert "usage-0 [2048, 3072): usage-0/" in done.output
+    assert "1 segments sealed" in done.output
 
 
 async def change(world: LedgerWorld, position: int) -> None:

@@ -155,6 +155,8 @@ class EventReader:
             if ahead is not None:
                 ahead.cancel()
                 await asyncio.wait([ahead])
+                if not ahead.cancelled():
+                    ahead.exception()  # whatever it is, nobody waits for that run any more
 
     async def _first_view(self, wanted: Wanted) -> LogView:
         view = await self._find(wanted.log, wanted.first)

@@ -66,11 +66,10 @@ def seal(keep: int | None, older_than_h: int | None) -> None:
     if not os.environ.get("TOLLBOOK_POSTGRES"):
         for name, value in Stack.at().environment().items():
             os.environ.setdefault(name, value)
-    if keep is not None:
-        os.environ["TOLLBOOK_SEAL_KEEP_ENTRIES"] = str(keep)
-    if older_than_h is not None:
-        os.environ["TOLLBOOK_SEAL_OLDER_THAN_H"] = str(older_than_h)
-    config = settings.load(SealSettings)
+    given = {"seal_keep_entries": keep, "seal_older_than_h": older_than_h}
+    config = settings.load(SealSettings).model_copy(
+        update={name: value for name, value in given.items() if value is not None}
+    )
     try:
         done = asyncio.run(seal_due(config))
     except (

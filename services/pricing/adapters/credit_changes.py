@@ -7,24 +7,49 @@ the log's fold cannot ask it: what a charge was, and what an account has left.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from typing import Any, Final
 
+import structlog
 from google.protobuf.message import Message
 
 from kernel import errors
 from kernel.clock import Clock
+from pricing.adapters import queries
 from pricing.adapters.answers import PricingAnswers, Reader, no_account
 from pricing.adapters.changes import ControlChanges
 from pricing.adapters.holds import HoldDoor, Reserving
 from pricing.adapters.ledger_client import Ledger
 from pricing.domain import credit
 from pricing.domain.holds import Ask, hold_id_of
-from tollbook.pricing.v1 import control_pb2, pricing_pb2
+from tollbook.pricing.v1 import accounts_pb2, control_pb2, pricing_pb2
+
+log = structlog.get_logger()
 
 _CHANGE: Final = "SELECT * FROM control_change WHERE kind = $1 AND change_id = $2"
+_CROSSED: Final = (
+    "SELECT r.account_id, a.currency, r.amount_pico, r.crossings FROM top_up_rule r"
+    " JOIN account a ON a.account_id = r.account_id"
+    " LEFT JOIN balance b ON b.ledger_account = 'account:' || r.account_id"
+    " AND b.currency = a.currency"
+    " WHERE r.armed AND r.amount_pico IS NOT NULL"
+    " AND coalesce(b.amount_pico, 0) < r.threshold_pico LIMIT 1000"
+)
 _CURRENCY: Final = "SELECT currency FROM account WHERE account_id = $1"
 _TRANSFER_TTL_US: Final = 60_000_000
+TEND_MS: Final = 500
+
+
+class _OwnCall:
+    """Stands where a call's context does, for a change that no caller asked for."""
+
+    def time_remaining(self) -> None:
+        """It has no deadline."""
+
+    def invocation_metadata(self) -> tuple[tuple[str, str], ...]:
+        """Who records it."""
+        return (("tollbook-actor", "top-up rule"),)
 
 
 class CreditChanges(ControlChanges):
@@ -134,6 +159,36 @@ class CreditChanges(ControlChanges):
         _refuse("top_up", credit.top_up_problem(made))
         position = await self._change(credit.TOP_UP, made, context)
         return pricing_pb2.TopUpResponse(position=position)
+
+    async def tend(self) -> None:
+        """Top accounts up whose rule says so, for ever; run it as a task.
+
+        Any number of servers may do so at once: a crossing has a number, and
+        one record can stand under it.
+        """
+        while True:
+            await asyncio.sleep(TEND_MS / 1000)
+            try:
+                for row in await self._reader.in_snapshot(lambda db: db.fetch(_CROSSED)):
+                    await self._fire(row)
+            except (errors.Unavailable, errors.DeadlinePassed) as error:
+                log.warning("top-ups wait", error=error.message)
+
+    async def _fire(self, row: Any) -> None:
+        crossing = row["crossings"] + 1
+        made = accounts_pb2.CreditToppedUp(
+            top_up_id=f"rule/{row['account_id']}/{crossing}",
+            account_id=row["account_id"],
+            amount=queries.amount(row["currency"], row["amount_pico"]),
+            crossing=crossing,
+        )
+        try:
+            await self._change(credit.TOP_UP, made, _OwnCall())
+        except errors.AlreadyExists as error:
+            # Another server was first, or the rule was changed meanwhile.
+            log.info("not topped up", account_id=made.account_id, why=error.message)
+        else:
+            log.info("topped up", account_id=made.account_id, crossing=crossing)
 
     async def _change(self, kind: str, made: Message, context: Any) -> int:
         """Have a change applied once. Gives its position in the control log.

@@ -6,10 +6,10 @@ A part of the projector's one transaction (store.py).
 from __future__ import annotations
 
 import hashlib
-import re
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 from pricing.domain import credit, windows
+from pricing.domain.holds import hold_id_of
 from pricing.domain.state import Limit, Use, Used
 from pricing.domain.text import escaped
 from tollbook.pricing.v1 import accounts_pb2 as accounts
@@ -17,12 +17,11 @@ from tollbook.pricing.v1 import accounts_pb2 as accounts
 if TYPE_CHECKING:
     from pricing.adapters.store import Step
 
-_HOLD_ID: Final = re.compile(r"[0-9a-f]{32}")
-
 
 async def write(db: Any, step: Step) -> None:
     """Write it, inside the step's transaction."""
     await _write_changes(db, step)
+    await _write_rules(db, step)
     await _write_usage(db, step)
     await _write_spent(db, step)
     await _settle_holds(db, step)
@@ -59,6 +58,36 @@ async def _write_changes(db: Any, step: Step) -> None:
             "UPDATE account SET credit_limit_pico = $2 WHERE account_id = $1",
             terms.account_id,
             terms.credit_limit_pico,
+        )
+
+
+async def _write_rules(db: Any, step: Step) -> None:
+    """Set top-up rules, count what they paid, and arm those whose balance is not below."""
+    for change in (change for _, effects in step.effects for change in effects.changes):
+        if change.kind == credit.RULE:
+            rule = accounts.TopUpRuleSet.FromString(change.body)
+            await db.execute(
+                "INSERT INTO top_up_rule VALUES ($1, $2, $3, true, 0) ON CONFLICT (account_id)"
+                " DO UPDATE SET threshold_pico = excluded.threshold_pico,"
+                " amount_pico = excluded.amount_pico, armed = true",
+                rule.account_id,
+                int(rule.threshold.amount_pico),
+                int(rule.amount.amount_pico) if rule.HasField("amount") else None,
+            )
+        elif change.kind == credit.TOP_UP:
+            paid = accounts.CreditToppedUp.FromString(change.body)
+            if paid.crossing:
+                await db.execute(
+                    "UPDATE top_up_rule SET armed = false, crossings = $2 WHERE account_id = $1",
+                    paid.account_id,
+                    paid.crossing,
+                )
+    if step.balances:
+        await db.execute(
+            "UPDATE top_up_rule r SET armed = true FROM account a, balance b"
+            " WHERE NOT r.armed AND a.account_id = r.account_id"
+            " AND b.ledger_account = 'account:' || r.account_id AND b.currency = a.currency"
+            " AND b.amount_pico >= r.threshold_pico"
         )
 
 
@@ -146,24 +175,35 @@ async def _set_limit(db: Any, limit: Limit) -> None:
         )
 
 
+def _settled(step: Step) -> list[str]:
+    """The holds whose requests are charged by this step: of every event that does not wait for
+    a price, and of every one that waited and does no more.
+    """
+    found: list[str] = []
+    for _, effects in step.effects:
+        waiting = {entry.event.position for entry in effects.suspended}
+        found += (
+            hold_id_of(event.account_id, event.event_id)
+            for event in effects.applied
+            if event.position not in waiting
+        )
+        found += (
+            hold_id_of(entry.event.account_id, entry.event.event_id) for entry in effects.released
+        )
+        found += (hold_id for _, hold_id in effects.settled_holds)
+    return found
+
+
 async def _settle_holds(db: Any, step: Step) -> None:
-    """Drop the holds whose requests are charged by this step."""
-    settled = [
-        hold
-        for _, effects in step.effects
-        for hold in effects.settled_holds
-        # What a stranger wrote there may be anything: no hold has such an id.
-        if _HOLD_ID.fullmatch(hold[1])
-    ]
-    if settled:
+    """Drop the holds of requests that are charged, in the transaction of the charge."""
+    settled = _settled(step)
+    # Where nobody holds anything, as in a rebuild, there is nothing to look for.
+    if settled and await db.fetchval("SELECT EXISTS (SELECT FROM hold)"):
         await db.execute(
-            "WITH gone AS (DELETE FROM hold USING unnest($1::text[], $2::text[])"
-            "   AS done (account_id, hold_id)"
-            "   WHERE hold.hold_id = done.hold_id AND hold.account_id = done.account_id"
-            "   RETURNING hold.account_id, hold.amount_pico)"
+            "WITH gone AS (DELETE FROM hold WHERE hold_id IN (SELECT unnest($1::text[]))"
+            "   RETURNING account_id, amount_pico)"
             " INSERT INTO account_settled SELECT account_id, sum(amount_pico) FROM gone GROUP BY 1"
             " ON CONFLICT (account_id) DO UPDATE"
             " SET amount_pico = account_settled.amount_pico + excluded.amount_pico",
-            [escaped(account_id) for account_id, _ in settled],
-            [hold_id for _, hold_id in settled],
+            settled,
         )

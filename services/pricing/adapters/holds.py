@@ -223,6 +223,9 @@ async def _answers(
     made: dict[str, Open] = {}
     for op in reserving:
         older = made.get(op.ask.hold_id) or found.open.get(op.ask.hold_id)
+        if older is not None and op.ask.amount_pico > older.amount_pico:
+            # Asked again for more, as when prices rose meanwhile: the larger amount is held.
+            op.grows = True
         answer = _decided(op, found, older)
         if isinstance(answer, Made):
             if op.grows and older is not None:
@@ -261,10 +264,6 @@ def _decided(
     if op.grows:
         return _grown(op, found, standing, older)
     if older is not None:
-        if older.amount_pico != ask.amount_pico:
-            return errors.AlreadyExists(
-                "the event has a hold of another amount; extend that one", reason="HOLD_EXISTS"
-            )
         return _made(standing, older)
     if ask.hold_id in found.charged:
         return errors.FailedPrecondition(

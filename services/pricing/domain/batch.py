@@ -14,7 +14,10 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
 
 from kernel.clock import us_of
 from pricing.domain.catalogue import Catalogue, Priced
@@ -34,10 +37,14 @@ from pricing.domain.events import (
 from pricing.domain.outcomes import charged_quantity
 from pricing.domain.prices import charge_pico
 from pricing.domain.rating import context_units, outcome_word, starts_of
+from pricing.domain.spending import leaf_use, line_use, minutes, use_of
 from pricing.domain.state import Applied, Effects, Ignored, Totals
 from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, is_ready, tally
+from pricing.domain.windows import minute_us
 from tollbook.usage.v1 import usage_pb2 as usage
 
+# More than there are minutes up to the last year that a calendar has.
+_MINUTES: Final = 2**33
 _Dims = tuple[int, int, int, int, int, int, str]
 
 
@@ -54,6 +61,7 @@ class _Group:
         "requests",
         "sample",
         "segment",
+        "use",
     )
 
     def __init__(
@@ -73,6 +81,7 @@ class _Group:
         self.sample = event
         self.requests = 0
         self.prices = prices
+        self.use = use_of(event, minute_us(us_of(event.event_time)))
         self.kinds: dict[_Dims, _Kind] = {}
 
 
@@ -136,7 +145,9 @@ class _Kind:
 
     def charge(self, group: _Group, charges: Charges) -> None:
         """Charge what was added up."""
-        if group.currency is None:
+        use = leaf_use(group.use, self.prices.key)
+        if group.currency is None or not self.prices.each:
+            charges.use(use, self.amount)
             return
         charged = charged_quantity(self.amount, self.undelivered, self.prices.rule)
         for one, by_one_pico in zip(self.prices.each, self.by_one_pico, strict=True):
@@ -151,7 +162,9 @@ class _Kind:
                 amount_pico,
                 self.first,
                 self.end,
+                line_use(use, one),
             )
+        charges.use(line_use(use, self.prices.each[0]), self.amount)
 
 
 class Rated(NamedTuple):
@@ -221,7 +234,7 @@ class _Run:
 
     def add_tally(self, first_position: int, data: Sequence[bytes]) -> None:
         """Add leaves by the compiled loops, and one by one those that these do not read."""
-        found = tally(data, self._catalogue.segments, self._catalogue.context_bounds)
+        found = tally(data, self._stretch_of_time, self._catalogue.context_bounds)
         groups: list[_Group] = []
         for of_group in found.groups():
             record = record_of(data[of_group.sample])
@@ -251,6 +264,10 @@ class _Run:
         odd = found.odd()
         for index in odd:
             self.add(first_position + index, data[index])
+
+    def _stretch_of_time(self, times_us: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+        """A number for each instant, the same for those of one segment and one minute."""
+        return self._catalogue.segments(times_us) * _MINUTES + minutes(times_us)
 
     def _add_single(
         self,
@@ -315,7 +332,8 @@ class _Run:
         )
 
     def _group_of(self, event: usage.UsageEvent) -> _Group:
-        segment = self._catalogue.segment(us_of(event.event_time))
+        time_us = us_of(event.event_time)
+        segment = self._catalogue.segment(time_us)
         length = _context_units(event)
         key = (
             event.account_id,
@@ -328,12 +346,16 @@ class _Run:
             event.engine_id,
             segment,
             bisect_right(self._catalogue.context_bounds, length),
+            event.project_id,
+            event.key_id,
+            minute_us(time_us),
         )
         group = self._groups.get(key)
         if group is None:
             currency = self._currency_of(event.account_id)
-            # All but the account, unless some card names it, and the engine.
-            alike = (self._catalogue.priced_as(event.account_id), currency, *key[1:7], *key[8:])
+            # All but the account, unless some card names it, the engine, and what usage is
+            # summed by.
+            alike = (self._catalogue.priced_as(event.account_id), currency, *key[1:7], *key[8:10])
             prices = self._priced.setdefault(alike, {})
             group = self._groups[key] = _Group(event, currency, segment, length, prices)
         return group
@@ -361,6 +383,7 @@ class _Run:
         for group in self._groups.values():
             totals = self.effects.total_of(group.account_id)
             totals.requests += group.requests
+            charges.use(group.use, group.requests)
             for kind in group.kinds.values():
                 self._count(group, totals, kind.prices.key, kind.amount)
                 kind.charge(group, charges)

@@ -13,7 +13,7 @@ from pricing.domain import books
 from pricing.domain.books import NO_CONTROL, Posting
 from pricing.domain.catalogue import Priced, PublishedCard
 from pricing.domain.meters import Commitments, Layer, MeterKey, Meters, MonthKey, meter_of
-from pricing.domain.state import Effects, MeterMove, MonthMove
+from pricing.domain.state import Effects, MeterMove, MonthMove, Use
 
 # A posting's quantity is a 64-bit number in the contract: a fold stops well
 # before it would not fit, and goes on in another posting.
@@ -43,6 +43,7 @@ class Charges:
         self._overflows = 0
         self._units: dict[tuple[int, MeterKey], dict[Layer, _Units]] = {}
         self._months: dict[tuple[int, MonthKey, int], tuple[PublishedCard, list[int]]] = {}
+        self._metered: dict[tuple[int, MeterKey, Layer], dict[Use, int]] = {}
         self._back: list[Posting] = []
         self._effects = Effects()
 
@@ -55,11 +56,13 @@ class Charges:
         amount_pico: int,
         first: int,
         end: int,
+        use: Use,
         control_position: int = NO_CONTROL,
     ) -> None:
         """Charge a count of units at positions [first, end). What comes to 0 is no posting.
 
-        Of a metered line the amount is found when the run is finished.
+        Of a metered line the amount is found when the run is finished. `use`
+        is what the charge is summed by.
         """
         if not quantity:
             return
@@ -73,7 +76,10 @@ class Charges:
                 found.units += quantity
                 found.first = min(found.first, first)
                 found.end = max(found.end, end)
+            uses = self._metered.setdefault((control_position, key, layer), {})
+            uses[use] = uses.get(use, 0) + quantity
             return
+        self._effects.use(use, 0, quantity, amount_pico)
         kind = books.USAGE if control_position == NO_CONTROL else books.SUSPENSE
         self._charge(
             (account_id, currency),
@@ -84,6 +90,24 @@ class Charges:
             amount_pico,
             (first, end, control_position),
         )
+
+    def use(self, use: Use, amount: int) -> None:
+        """Count what was used, whatever it is charged."""
+        if amount:
+            self._effects.use(use, amount, 0, 0)
+
+    def _share(self, uses: dict[Use, int], amount_pico: int) -> None:
+        """Share what a run changed on a meter among its uses, by units, to the last unit of money.
+
+        It may be less than 0, where more units made all of the month's cheaper.
+        """
+        units = shared_pico = 0
+        whole = sum(uses.values())
+        for use, quantity in sorted(uses.items()):
+            units += quantity
+            upto_pico = amount_pico * units // whole
+            self._effects.use(use, 0, quantity, upto_pico - shared_pico)
+            shared_pico = upto_pico
 
     def _charge(
         self,
@@ -151,6 +175,8 @@ class Charges:
         effects.postings += self._postings()
         effects.meter_moves += self._effects.meter_moves
         effects.month_moves += self._effects.month_moves
+        for use, used in self._effects.used.items():
+            effects.use(use, *used)
 
     def _through_the_months(self) -> None:
         for (control_position, key), layers in sorted(
@@ -207,7 +233,9 @@ class Charges:
         before = tuple(sorted(self._meters.counts.get(key, {}).items()))
         whose = key.account_id, key.currency
         units = {layer: (found.units, found.priced) for layer, found in layers.items()}
+        changed_pico = 0
         for change in self._meters.add(key, units):
+            changed_pico += change.amount_pico
             layer, counted = change.layer, layers.get(change.layer)
             what = layer.line_id, layer.rule, key.period
             where = first, end, control_position
@@ -217,6 +245,10 @@ class Charges:
             kind = books.USAGE if control_position == NO_CONTROL else books.SUSPENSE
             where = counted.first, counted.end, control_position
             self._charge(whose, change.known, what, kind, change.units, change.amount_pico, where)
+        uses: dict[Use, int] = {}
+        for layer in layers:
+            uses.update(self._metered[control_position, key, layer])
+        self._share(uses, changed_pico)
         self._effects.meter_moves.append(
             MeterMove(
                 key,

@@ -35,6 +35,8 @@ class Event(NamedTuple):
     event_time_us: int
     leaves: tuple[EventLeaf, ...]
     engine_id: str
+    project_id: str = ""
+    key_id: str = ""
 
 
 class Reading(NamedTuple):
@@ -123,6 +125,8 @@ def event_of(position: int, event: usage.UsageEvent) -> Event:
         us_of(event.event_time),
         tuple(leaf_of(item) for item in event.quantities),
         event.engine_id,
+        event.project_id,
+        event.key_id,
     )
 
 

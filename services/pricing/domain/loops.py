@@ -46,9 +46,11 @@ ADAPTER: Final = 8
 SERVICE_TIER: Final = 10
 REGION: Final = 12
 ENGINE_ID: Final = 14
-TRACE_ID: Final = 16
-SPAN_ID: Final = 18
-TEXT_COLUMNS: Final = 20
+PROJECT_ID: Final = 16
+KEY_ID: Final = 18
+TRACE_ID: Final = 20
+SPAN_ID: Final = 22
+TEXT_COLUMNS: Final = 24
 
 # Columns of `numbers`.
 OUTCOME: Final = 0
@@ -115,8 +117,8 @@ _TEXT_COLUMN: Final = np.full(32, _NO_TEXT, dtype=np.int64)
 for _name, _column in {
     "event_id": EVENT_ID,
     "account_id": ACCOUNT_ID,
-    "project_id": _UNREAD,
-    "key_id": _UNREAD,
+    "project_id": PROJECT_ID,
+    "key_id": KEY_ID,
     "hold_id": _UNREAD,
     "served_model": SERVED_MODEL,
     "base_model": BASE_MODEL,

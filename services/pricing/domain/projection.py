@@ -25,6 +25,7 @@ from pricing.domain.control import ControlState
 from pricing.domain.events import Event, read_event
 from pricing.domain.meters import Commitments, Layer, MeterKey, Meters, Month, MonthKey
 from pricing.domain.rating import RatedLeaf, rate_event
+from pricing.domain.spending import leaf_use, line_use, use_of_event
 from pricing.domain.state import Closed, Effects, Suspended
 
 
@@ -178,8 +179,10 @@ class Projection:
         rated = self._rated(event, position + 1, entry.waiting)
         if rated is None or account is None:
             return entry
+        use = use_of_event(event)
         for part in rated:
             if part.priced is not None:
+                # Its units were counted when it began to wait.
                 charges.add(
                     event.account_id,
                     account.currency,
@@ -188,6 +191,7 @@ class Projection:
                     part.amount_pico,
                     event.position,
                     event.position + 1,
+                    line_use(leaf_use(use, part.leaf.key), part.priced),
                     position,
                 )
         waiting = tuple(part.leaf_index for part in rated if part.priced is None)

@@ -55,9 +55,8 @@ async def serve(config: ServerSettings) -> None:
     holds = HoldDoor(hold_pool)
     answers = HoldAnswers(reader, ledger, view, holds, clock)
     pricing_pb2_grpc.add_PricingServiceServicer_to_server(answers, door.grpc)
-    pricing_pb2_grpc.add_ControlServiceServicer_to_server(
-        CreditChanges(reader, ledger, clock, answers, holds), door.grpc
-    )
+    changes = CreditChanges(reader, ledger, clock, answers, holds)
+    pricing_pb2_grpc.add_ControlServiceServicer_to_server(changes, door.grpc)
     recorder = Recorder(reader, ledger, view, SystemClock())
     rehearser = Rehearser()
     cards_pb2_grpc.add_RateCardServiceServicer_to_server(
@@ -71,6 +70,7 @@ async def serve(config: ServerSettings) -> None:
         asyncio.ensure_future(reader.progress.wake()),
         asyncio.ensure_future(view.follow()),
         asyncio.ensure_future(holds.run()),
+        asyncio.ensure_future(changes.tend()),
     ]
     waiter = asyncio.ensure_future(stopped.wait())
     # A background task ends only by an error that must not go unseen.

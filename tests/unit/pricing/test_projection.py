@@ -12,7 +12,7 @@ from kernel import leaf as leaves
 from pricing.domain import books
 from pricing.domain.digest import balances_digest
 from pricing.domain.projection import Projection
-from pricing.domain.state import Effects
+from pricing.domain.state import Effects, Use, Used
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.usage.v1 import usage_pb2 as usage
 
@@ -25,9 +25,13 @@ class Books:
     def __init__(self) -> None:
         self.projection = Projection()
         self.balances: dict[books.BalanceKey, int] = {}
+        self.used: dict[Use, Used] = {}
 
     def take(self, effects: Effects) -> Effects:
         books.apply(self.balances, effects.postings)
+        for use, used in effects.used.items():
+            older = self.used.get(use)
+            self.used[use] = used if older is None else older.plus(used)
         return effects
 
     def control(self, raw: bytes) -> Effects:
@@ -155,6 +159,10 @@ def test_batches_and_interleaving_change_no_unit(
     if parts.projection.control.size == 3:
         parts.control(make.card(3, late))
     assert parts.digest() == whole.digest()
+    # What usage reports and spend limits are made of, too.
+    assert parts.used == whole.used
+    charged = whole.balances.get((books.revenue("acme"), "USD"), 0)
+    assert sum(used.amount_pico for used in whole.used.values()) == charged
     assert sum(whole.balances.values()) == 0
     assert whole.available() <= 10**12
 

@@ -1,0 +1,69 @@
+"""What usage is summed by, for spend limits, usage reports and statements.
+
+The sums are by the minute of the event's own time: every window of every time
+zone in use begins at a full minute, so any of them is a sum of these.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from pricing.domain.catalogue import Priced
+from pricing.domain.dimensions import STANDARD_TIER, LeafKey
+from pricing.domain.events import Event
+from pricing.domain.rating import outcome_word
+from pricing.domain.state import EVENT, Use
+from pricing.domain.windows import LAST_US, MINUTE_US, minute_us
+from tollbook.usage.v1 import usage_pb2 as usage
+
+
+def use_of(event: usage.UsageEvent, minute: int) -> Use:
+    """What an event is summed by, as it stands in its record; `minute` is of its time."""
+    return Use(
+        event.account_id,
+        event.project_id,
+        event.key_id,
+        event.served_model,
+        event.adapter,
+        event.service_tier or STANDARD_TIER,
+        event.region,
+        outcome_word(event.outcome),
+        EVENT,
+        minute,
+    )
+
+
+def use_of_event(event: Event) -> Use:
+    """The same, of an event as rating reads it."""
+    context = event.context
+    return Use(
+        event.account_id,
+        event.project_id,
+        event.key_id,
+        context.model,
+        context.adapter,
+        context.service_tier,
+        context.region,
+        outcome_word(event.outcome),
+        EVENT,
+        minute_us(event.event_time_us),
+    )
+
+
+def leaf_use(use: Use, key: LeafKey) -> Use:
+    """A leaf of it; `leaf` is its dimensions in one text: `token/out/text/none/default/plain/`."""
+    return use._replace(leaf="/".join(key))
+
+
+def line_use(use: Use, priced: Priced) -> Use:
+    """A leaf's use, with the line that prices it."""
+    known = priced.published
+    return use._replace(
+        card_id=known.card.card_id, card_version=known.version, line_id=priced.line.line_id
+    )
+
+
+def minutes(times_us: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The minute of each of many instants, counted from the epoch."""
+    return np.clip(times_us, 0, LAST_US) // MINUTE_US

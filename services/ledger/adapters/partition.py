@@ -16,7 +16,7 @@ import structlog
 from opentelemetry import trace
 
 from kernel import leaf as leaf_format
-from kernel import telemetry
+from kernel import placement, telemetry
 from kernel.placement import partition_of_log
 from ledger.adapters.source import Fetched, LastRead
 from ledger.adapters.store import Head
@@ -25,7 +25,7 @@ from ledger.domain import columnar
 from ledger.domain.batch import MAX_STREAMS_KEPT, Batch, LogState, Record
 from ledger.domain.columnar import Reading
 from ledger.domain.columns import Columns
-from ledger.domain.scan import trace_of
+from ledger.domain.scan import account_of, trace_of
 from ledger.domain.streams import StreamState
 
 log = structlog.get_logger()
@@ -33,7 +33,7 @@ _tracer = telemetry.tracer("ledger")
 
 _WORTH_A_THREAD: Final = 512
 """Fewer records than this are done sooner than a thread is found for them."""
-_MAX_LINKS: Final = 16
+_MAX_LOOKED_AT: Final = 16
 
 T = TypeVar("T")
 
@@ -65,9 +65,16 @@ class PartitionWriter:
     """The owner of one usage log, for one epoch."""
 
     def __init__(
-        self, held: Log, source: Source, batch_records: int, committed: Callable[[str], None]
+        self,
+        held: Log,
+        source: Source,
+        batch_records: int,
+        committed: Callable[[str], None],
+        partitions: int = 0,
     ) -> None:
+        """`partitions`: how many accounts are placed over; 0 when that is not known."""
         head = held.head
+        self._partitions = partitions
         self.head = head
         self.size = head.size
         self.next_offset = head.next_offset
@@ -160,6 +167,7 @@ class PartitionWriter:
             bodies = batching.known_bodies(suspects, await self._log.leaves_at(wanted))
         await self._load_streams(state, reading.stream_ids())
         batch = await _compute(count, columnar.plan, state, reading, suspects, bodies, next_offset)
+        self._look_at_places(reading)
         await self._settle()
         self._commit_began_s = asyncio.get_running_loop().time()
         self._commit = asyncio.ensure_future(self._write(batch, _links(reading)))
@@ -208,6 +216,27 @@ class PartitionWriter:
         if batch.exceptions:
             _say_exceptions(head, batch)
 
+    def _look_at_places(self, reading: Reading) -> None:
+        """Say it when events come to a log that is not their account's: a producer places them
+        over another number of partitions, and what it sends twice may be in two logs.
+
+        A few of each batch are looked at: whoever places wrongly does so with nearly all.
+        """
+        here = partition_of_log(self.head.name)
+        for index in _some_usable(reading) if self._partitions else ():
+            account = account_of(reading.columns.value(index) or b"")
+            place = placement.partition_of(account, self._partitions) if account else here
+            if place != here:
+                log.error(
+                    "WRONG PARTITION",
+                    log=self.head.name,
+                    account_id=account,
+                    offset=int(reading.columns.offset[index]),
+                    belongs_in=place,
+                    partitions=self._partitions,
+                )
+                return
+
 
 def _parts(fetched: Fetched, most: int) -> Iterator[tuple[Columns, int]]:
     """Cut what was fetched into batches: records, and the offset that follows them."""
@@ -249,14 +278,17 @@ def _say_exceptions(head: Head, batch: Batch) -> None:
     )
 
 
+def _some_usable(reading: Reading) -> list[int]:
+    """The first few records that are usable: bounded for any batch."""
+    first = reading.usable[:_MAX_LOOKED_AT]
+    return [index for index, usable in enumerate(first.tolist()) if usable]
+
+
 def _links(reading: Reading) -> list[trace.Link]:
-    """Links to the requests of the first few records: enough to join, bounded for any batch."""
+    """Links to the requests of the first few records: enough to join."""
     links = []
-    for index in range(min(_MAX_LINKS, len(reading.columns))):
-        value = reading.columns.value(index)
-        if not value or not reading.usable[index]:
-            continue
-        parent = telemetry.context_of_ids(*trace_of(value))
+    for index in _some_usable(reading):
+        parent = telemetry.context_of_ids(*trace_of(reading.columns.value(index) or b""))
         context = trace.get_current_span(parent).get_span_context()
         if context.is_valid:
             links.append(trace.Link(context))

@@ -218,6 +218,7 @@ class Workforce:
                 PartitionSource(self._bootstrap, self._topic, partition_of(head)),
                 self._batch_records,
                 functools.partial(self._committed, head.log_id),
+                self._partitions,
             )
             stop = asyncio.Event()
             self._writers[head.log_id] = (writer, asyncio.create_task(writer.run(stop)), stop)

@@ -339,6 +339,12 @@ def body_digest(value: bytes) -> bytes:
     return _sha256(event or value).digest()
 
 
+def account_of(value: bytes) -> str:
+    """Account of a value that `scan` found usable; empty when it is no usage event."""
+    event = _read_record(value).usage_event
+    return str(_read_event(event).account_id) if event else ""
+
+
 def trace_of(value: bytes) -> tuple[bytes, bytes]:
     """(trace id, span id) of a value that `scan` found usable; empty where there is none."""
     record = _read_record(value)

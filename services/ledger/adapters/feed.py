@@ -64,10 +64,12 @@ class Feed:
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self._listener: Any = None
+        self._reading = asyncio.Lock()
+        self._asked = self._answered = 0
 
     async def start(self) -> None:
         """Read once, then follow."""
-        await self._read()
+        await self.refresh()
         self._task = asyncio.create_task(self._follow())
 
     async def stop(self) -> None:
@@ -109,8 +111,18 @@ class Feed:
         return self._changed
 
     async def refresh(self) -> None:
-        """Read now."""
-        await self._read()
+        """Read now; all who ask while a reading is under way share the next one.
+
+        One reading after the other: an older one that ends later must not be taken for the newer.
+        """
+        self._asked += 1
+        mine = self._asked
+        async with self._reading:
+            if self._answered >= mine:
+                return
+            newest = self._asked
+            await self._read()
+            self._answered = newest
 
     async def _follow(self) -> None:
         away = False
@@ -119,7 +131,7 @@ class Feed:
                 if self._listener is None or self._listener.is_closed():
                     self._listener = await database.connect(self._dsn)
                     await self._listener.add_listener(CHANNEL, lambda *_: self._wake.set())
-                await self._read()
+                await self.refresh()
                 if away:
                     log.info("database back")
                     away = False
@@ -135,9 +147,10 @@ class Feed:
 
     async def _read(self) -> None:
         rows = await self._pool.fetch(
-            "SELECT h.log_id, h.name, h.epoch, h.next_offset, h.size, h.root, h.accepted,"
-            " h.duplicate, h.conflict, h.rejected, c.size AS signed_size, c.root AS signed_root,"
-            " c.note FROM log_head h LEFT JOIN LATERAL (SELECT size, root, note FROM checkpoint"
+            "SELECT h.log_id, h.name, h.epoch, h.next_offset, h.size, h.root, h.control_size,"
+            " h.accepted, h.duplicate, h.conflict, h.rejected,"
+            " c.size AS signed_size, c.root AS signed_root, c.note"
+            " FROM log_head h LEFT JOIN LATERAL (SELECT size, root, note FROM checkpoint"
             " WHERE log_id = h.log_id ORDER BY size DESC LIMIT 1) c ON true"
         )
         changed = False
@@ -152,7 +165,7 @@ class Feed:
             ):
                 continue
             changed = True
-            pins = await self._pins(row["log_id"], known)
+            pins = await self._pins(row["log_id"], row["control_size"], known)
             self._views[row["name"]] = LogView(
                 row["log_id"],
                 row["name"],
@@ -168,7 +181,13 @@ class Feed:
             event, self._changed = self._changed, asyncio.Event()
             event.set()
 
-    async def _pins(self, log_id: int, known: LogView | None) -> tuple[list[int], list[int]]:
+    async def _pins(
+        self, log_id: int, newest: int, known: LogView | None
+    ) -> tuple[list[int], list[int]]:
+        """The log's pins, of which the newest is for a control log of size `newest`."""
+        if known is not None and known.pin_sizes and known.pin_sizes[-1] == newest:
+            # A follower waits for this: no question more than there must be.
+            return known.pin_positions, known.pin_sizes
         # Read after the head: every pin of an entry below the head's size is committed with it.
         positions = list(known.pin_positions) if known is not None else []
         sizes = list(known.pin_sizes) if known is not None else []

@@ -182,6 +182,19 @@ async def test_sealed_leaves_are_read_proved_and_known_as_before(world: LedgerWo
             pb.GetInclusionProofRequest(log="usage-0", position=1_500, tree_size=size)
         )
         assert proof.leaf_hash == merkle.leaf_hash(leaves[1_500])
+    # A worker that must compare a repeat with a leaf in it says so and waits; then it goes on.
+    async with world.workforce():
+        await world.deliver(0, sent[1_500:1_510])
+
+        async def halted() -> str:
+            return str((await world.head())["halted"])
+
+        assert shown[1024].file in await until("the log is halted", halted)
+        assert (await world.head())["size"] == again["size"]
+        (world.folder / "elsewhere").rename(world.folder / "segments" / shown[1024].file)
+        await world.wait_read()
+        head = await world.head()
+        assert (head["accepted"], head["conflict"], head["halted"]) == (5_010, 0, "")
 
 
 def forge(file: Path, row: int) -> None:

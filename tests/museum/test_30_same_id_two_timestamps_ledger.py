@@ -30,9 +30,13 @@ async def test_identity_ignores_the_timestamp_and_another_body_is_a_conflict(
         with structlog.testing.capture_logs() as said:
             async with world.workforce():
                 await world.put(0, make.wrap(event, 0, "a"))
-                await world.put(0, make.wrap(event, 0, "b"))
-                await world.put(0, make.wrap(later, 0, "c"), make.wrap(later, 0, "d"))
-                await world.put(0, make.wrap(event, 0, "e"))
+                for values in (
+                    [make.wrap(event, 0, "b")],
+                    [make.wrap(later, 0, "c"), make.wrap(later, 0, "d")],
+                    [make.wrap(event, 0, "e")],
+                ):
+                    await world.check(complete=False)  # so that each is met by the log alone
+                    await world.put(0, *values)
                 await world.check(complete=False)
         entries = await world.entries(0)
         expected = ["ACCEPTED", "DUPLICATE", "CONFLICT", "CONFLICT", "DUPLICATE"]

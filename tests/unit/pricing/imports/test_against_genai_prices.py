@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Iterator
 from datetime import UTC, datetime, time, timedelta
 from decimal import Decimal
@@ -33,6 +34,11 @@ PUBLISHED = pytest.param(
     "published",
     marks=pytest.mark.skipif(not FILE.exists(), reason="the published price list is not here"),
 )
+
+# A minute longer: openrouter of the package's list too, 923 models in a dozen versions. The
+# ordinary run has its models by the published file alone.
+ALL = os.environ.get("TOLLBOOK_ALL_PRICES") == "1"
+LEFT_OUT = () if ALL else (("bundled", "openrouter"),)
 
 SAME = ""
 WAITS = "the list has no price: free there, waits here"
@@ -92,12 +98,10 @@ class Sample(NamedTuple):
         return theirs.Usage(**{name: count for name, count in counts.items() if count})
 
 
+# A price is so much for each token: two requests that use all there is show every one.
 SAMPLES = [
     Sample(1, output=1),
-    Sample(1_234, output=500, reasoning=67),
-    Sample(900, read=80_000, output=33),
-    Sample(900, read=5_000, write=7_001, output=33),
-    Sample(900, read=5_000, write=7_001, write_1h=1_009, output=33),
+    Sample(1_234, read=80_000, write=7_001, write_1h=1_009, output=500, reasoning=67),
 ]
 AUDIO = [
     Sample(100, audio=50, output=7, audio_output=11),
@@ -158,7 +162,12 @@ def imported(which: str) -> Import:
 @cache
 def rater(which: str) -> OfflineRater:
     made = imported(which)
-    return OfflineRater([parse_card(text) for text in made.cards.values()], "USD", made.names)
+    cards = [
+        parse_card(text)
+        for name, text in made.cards.items()
+        if (which, name.partition(".")[0]) not in LEFT_OUT
+    ]
+    return OfflineRater(cards, "USD", made.names)
 
 
 class Asked(NamedTuple):
@@ -220,6 +229,8 @@ def compared(which: str, context: dict[str, str], tier: str) -> tuple[int, dict[
     found: dict[str, set[str]] = {}
     count = 0
     for provider in providers(which):
+        if (which, provider.id) in LEFT_OUT:
+            continue
         for model in provider.models:
             name = f"{provider.id}/{model.id}"
             for at in instants(model):
@@ -239,7 +250,7 @@ def compared(which: str, context: dict[str, str], tier: str) -> tuple[int, dict[
 def test_every_model_costs_the_same(which: str) -> None:
     made = imported(which)
     count, found = compared(which, {}, "")
-    assert count > 5 * made.models
+    assert count > made.models
     # Nothing else differs, and each of these models is in the import's own report.
     assert set(found) <= {WAITS, ROUNDED}, found
     assert found[ROUNDED] <= {one.model for one in made.rounded}
@@ -253,7 +264,7 @@ def test_every_model_costs_the_same(which: str) -> None:
 
 def test_a_batch_costs_the_same_too() -> None:
     count, found = compared("bundled", {"processing": "batch"}, "batch")
-    assert count > 300
+    assert count > 150
     assert set(found) <= {WAITS, ROUNDED}, found
 
 

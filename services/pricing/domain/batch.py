@@ -38,7 +38,7 @@ from pricing.domain.outcomes import charged_quantity
 from pricing.domain.prices import charge_pico
 from pricing.domain.rating import context_units, outcome_word, starts_of
 from pricing.domain.spending import leaf_use, line_use, minutes, use_of
-from pricing.domain.state import Applied, Effects, Ignored, Totals
+from pricing.domain.state import Applied, Effects, Ignored, Totals, Use
 from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, is_ready, tally
 from pricing.domain.windows import minute_us
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -71,6 +71,7 @@ class _Group:
         segment: int,
         context_units: int,
         prices: dict[_Dims, _Prices],
+        use: Use | None,
     ) -> None:
         self.account_id = event.account_id
         self.engine_id = event.engine_id
@@ -81,7 +82,8 @@ class _Group:
         self.sample = event
         self.requests = 0
         self.prices = prices
-        self.use = use_of(event, minute_us(us_of(event.event_time)))
+        self.use = use
+        """What it is summed by; None where nothing is."""
         self.kinds: dict[_Dims, _Kind] = {}
 
 
@@ -145,9 +147,11 @@ class _Kind:
 
     def charge(self, group: _Group, charges: Charges) -> None:
         """Charge what was added up."""
-        use = leaf_use(group.use, self.prices.key)
-        if group.currency is None or not self.prices.each:
-            charges.use(use, self.amount)
+        use = None if group.use is None else leaf_use(group.use, self.prices.key)
+        if use is not None:
+            of_line = line_use(use, self.prices.each[0]) if self.prices.each else use
+            charges.use(of_line, self.amount)
+        if group.currency is None:
             return
         charged = charged_quantity(self.amount, self.undelivered, self.prices.rule)
         for one, by_one_pico in zip(self.prices.each, self.by_one_pico, strict=True):
@@ -162,9 +166,8 @@ class _Kind:
                 amount_pico,
                 self.first,
                 self.end,
-                line_use(use, one),
+                None if use is None else line_use(use, one),
             )
-        charges.use(line_use(use, self.prices.each[0]), self.amount)
 
 
 class Rated(NamedTuple):
@@ -189,7 +192,7 @@ def rate_run(
     does not read as the contract says is named in `ignored` and counts for
     nothing.
     """
-    run = _Run(log, currency_of, catalogue)
+    run = _Run(log, currency_of, catalogue, charges.sums_use)
     for start in range(0, len(data), MAX_LEAVES):
         part = data[start : start + MAX_LEAVES]
         if len(part) >= MIN_LEAVES and is_ready():
@@ -208,8 +211,10 @@ class _Run:
         log: str,
         currency_of: Callable[[str], str | None],
         catalogue: Catalogue,
+        sums_use: bool = True,
     ) -> None:
         self.effects = Effects()
+        self._sums_use = sums_use
         self._log = log
         self._currency_of = currency_of
         self._catalogue = catalogue
@@ -234,7 +239,8 @@ class _Run:
 
     def add_tally(self, first_position: int, data: Sequence[bytes]) -> None:
         """Add leaves by the compiled loops, and one by one those that these do not read."""
-        found = tally(data, self._stretch_of_time, self._catalogue.context_bounds)
+        of_time = self._stretch_of_time if self._sums_use else self._catalogue.segments
+        found = tally(data, of_time, self._catalogue.context_bounds, self._sums_use)
         groups: list[_Group] = []
         for of_group in found.groups():
             record = record_of(data[of_group.sample])
@@ -335,29 +341,27 @@ class _Run:
         time_us = us_of(event.event_time)
         segment = self._catalogue.segment(time_us)
         length = _context_units(event)
-        key = (
-            event.account_id,
+        prices_by: tuple[str | int, ...] = (
             event.served_model,
             event.base_model,
             event.adapter,
             event.service_tier,
             event.region,
             event.outcome,
-            event.engine_id,
             segment,
             bisect_right(self._catalogue.context_bounds, length),
-            event.project_id,
-            event.key_id,
-            minute_us(time_us),
         )
+        sums_by: tuple[str | int, ...] = ()
+        if self._sums_use:
+            sums_by = event.project_id, event.key_id, minute_us(time_us)
+        key = (event.account_id, event.engine_id, *prices_by, *sums_by)
         group = self._groups.get(key)
         if group is None:
             currency = self._currency_of(event.account_id)
-            # All but the account, unless some card names it, the engine, and what usage is
-            # summed by.
-            alike = (self._catalogue.priced_as(event.account_id), currency, *key[1:7], *key[8:10])
+            alike = (self._catalogue.priced_as(event.account_id), currency, *prices_by)
             prices = self._priced.setdefault(alike, {})
-            group = self._groups[key] = _Group(event, currency, segment, length, prices)
+            use = use_of(event, minute_us(time_us)) if self._sums_use else None
+            group = self._groups[key] = _Group(event, currency, segment, length, prices, use)
         return group
 
     def _kind(self, group: _Group, dims: _Dims, position: int) -> _Kind:
@@ -383,7 +387,8 @@ class _Run:
         for group in self._groups.values():
             totals = self.effects.total_of(group.account_id)
             totals.requests += group.requests
-            charges.use(group.use, group.requests)
+            if group.use is not None:
+                charges.use(group.use, group.requests)
             for kind in group.kinds.values():
                 self._count(group, totals, kind.prices.key, kind.amount)
                 kind.charge(group, charges)

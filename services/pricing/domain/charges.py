@@ -35,7 +35,11 @@ class _Units:
 class Charges:
     """Charges of a run of one log."""
 
-    def __init__(self, log: str, meters: Meters, commitments: Commitments) -> None:
+    def __init__(
+        self, log: str, meters: Meters, commitments: Commitments, sums_use: bool = True
+    ) -> None:
+        self.sums_use = sums_use
+        """Whether what was used is summed too, by the minute: that takes longer than the rest."""
         self._log = log
         self._meters = meters
         self._commitments = commitments
@@ -56,13 +60,13 @@ class Charges:
         amount_pico: int,
         first: int,
         end: int,
-        use: Use,
+        use: Use | None,
         control_position: int = NO_CONTROL,
     ) -> None:
         """Charge a count of units at positions [first, end). What comes to 0 is no posting.
 
         Of a metered line the amount is found when the run is finished. `use`
-        is what the charge is summed by.
+        is what the charge is summed by; None where nothing is.
         """
         if not quantity:
             return
@@ -76,10 +80,12 @@ class Charges:
                 found.units += quantity
                 found.first = min(found.first, first)
                 found.end = max(found.end, end)
-            uses = self._metered.setdefault((control_position, key, layer), {})
-            uses[use] = uses.get(use, 0) + quantity
+            if use is not None:
+                uses = self._metered.setdefault((control_position, key, layer), {})
+                uses[use] = uses.get(use, 0) + quantity
             return
-        self._effects.use(use, 0, quantity, amount_pico)
+        if use is not None:
+            self._effects.use(use, 0, quantity, amount_pico)
         kind = books.USAGE if control_position == NO_CONTROL else books.SUSPENSE
         self._charge(
             (account_id, currency),
@@ -247,7 +253,7 @@ class Charges:
             self._charge(whose, change.known, what, kind, change.units, change.amount_pico, where)
         uses: dict[Use, int] = {}
         for layer in layers:
-            uses.update(self._metered[control_position, key, layer])
+            uses.update(self._metered.get((control_position, key, layer), {}))
         self._share(uses, changed_pico)
         self._effects.meter_moves.append(
             MeterMove(

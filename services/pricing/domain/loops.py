@@ -384,11 +384,18 @@ def _hash_text(data: Any, state: Any, start: Any, length: int) -> Any:
 
 @_compiled
 def _group_place(
-    data: Any, texts: Any, index: int, outcome: int, segment: int, band: int, table: Any
+    data: Any,
+    texts_end: int,
+    texts: Any,
+    index: int,
+    outcome: int,
+    segment: int,
+    band: int,
+    table: Any,
 ) -> Any:
     """Where to look for a group first."""
     state = _mix(_mix(_mix(np.uint64(1), outcome), segment), band)
-    for column in range(ACCOUNT_ID, TRACE_ID, 2):
+    for column in range(ACCOUNT_ID, texts_end, 2):
         state = _hash_text(data, state, texts[index, column], texts[index, column + 1])
     return (state ^ (state >> np.uint64(32))) & np.uint64(len(table) - 1)
 
@@ -403,11 +410,14 @@ def _cell_place(data: Any, group: Any, kinds: Any, attribute: Any, length: Any, 
 
 
 @_compiled
-def enter_groups(data: Any, table: Any, group_texts: Any, groups: Any, count: int) -> None:
+def enter_groups(
+    data: Any, texts_end: int, table: Any, group_texts: Any, groups: Any, count: int
+) -> None:
     """Enter groups into another, empty, table."""
     for group in range(count):
         place = _group_place(
             data,
+            texts_end,
             group_texts,
             group,
             groups[group, GROUP_OUTCOME],
@@ -440,6 +450,7 @@ def enter_cells(data: Any, table: Any, cells: Any, count: int) -> None:
 @_compiled
 def _group_of(
     data: Any,
+    texts_end: int,
     texts: Any,
     numbers: Any,
     index: int,
@@ -450,7 +461,7 @@ def _group_of(
 ) -> int:
     """The group that an event of a stretch belongs to; `count`, entered, when it is a new one."""
     outcome, segment, band = numbers[index, OUTCOME], numbers[index, SEGMENT], numbers[index, BAND]
-    place = _group_place(data, texts, index, outcome, segment, band, table)
+    place = _group_place(data, texts_end, texts, index, outcome, segment, band, table)
     mask = np.uint64(len(table) - 1)
     while table[place] >= 0:
         found = table[place]
@@ -459,7 +470,7 @@ def _group_of(
             and groups[found, GROUP_SEGMENT] == segment
             and groups[found, GROUP_BAND] == band
         )
-        for column in range(ACCOUNT_ID, TRACE_ID, 2):
+        for column in range(ACCOUNT_ID, texts_end, 2):
             if not same:
                 break
             length = texts[index, column + 1]
@@ -551,6 +562,7 @@ def add_up(
     texts: Any,
     numbers: Any,
     quantities: Any,
+    texts_end: int,
     group_table: Any,
     group_texts: Any,
     groups: Any,
@@ -562,13 +574,16 @@ def add_up(
 ) -> None:
     """Sort a stretch that `scan` read into groups and cells, and add its counts up.
 
-    `counts` has how many groups and cells there are. Gives each event's group,
+    `texts_end` is the column before which texts tell groups apart. `counts` has
+    how many groups and cells there are. Gives each event's group,
     and each quantity's cell: -1 where its count is 0.
     """
     for index in range(len(status)):
         if status[index] != PLAIN:
             continue
-        group = _group_of(data, texts, numbers, index, group_table, group_texts, groups, counts[0])
+        group = _group_of(
+            data, texts_end, texts, numbers, index, group_table, group_texts, groups, counts[0]
+        )
         if group == counts[0]:
             groups[group, GROUP_SAMPLE] = first + index
             groups[group, GROUP_REQUESTS] = 0

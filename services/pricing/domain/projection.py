@@ -32,7 +32,9 @@ from pricing.domain.state import Closed, Effects, Suspended
 class Projection:
     """The state that rating needs, at a size of the control log."""
 
-    def __init__(self) -> None:
+    def __init__(self, sums_use: bool = True) -> None:
+        self.sums_use = sums_use
+        """Whether effects tell what was used by the minute: for the service, not for an audit."""
         self.control = ControlState()
         self.suspense: dict[tuple[str, int], Suspended] = {}
         self.meters = Meters()
@@ -98,7 +100,7 @@ class Projection:
         return effects
 
     def _charges(self, log: str) -> Charges:
-        return Charges(log, self.meters, self.commitments)
+        return Charges(log, self.meters, self.commitments, self.sums_use)
 
     def restore(self, log: str, position: int, pin: int, raw: bytes) -> None:
         """Put back an entry that waits at the control size applied now."""

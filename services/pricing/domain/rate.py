@@ -140,7 +140,7 @@ class Months:
 
 def rate(batch: Batch, cards: Cards) -> Rating:
     """Rate a batch. What has no price is named and charged nothing."""
-    charges = Charges(batch.log, cards.meters, cards.commitments)
+    charges = Charges(batch.log, cards.meters, cards.commitments, sums_use=False)
     rated = rate_run(
         batch.log, batch.first_position, batch.leaves, cards.currency_of, cards.catalogue, charges
     )

@@ -25,7 +25,7 @@ class Replay:
     """All balances at `sizes`, the number of entries applied of each log."""
 
     def __init__(self) -> None:
-        self.projection = Projection()
+        self.projection = Projection(sums_use=False)
         self.sizes: dict[str, int] = {}
         self.balances: dict[books.BalanceKey, int] = {}
         self.totals: dict[str, Totals] = {}

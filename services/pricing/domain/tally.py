@@ -41,7 +41,7 @@ def prepare() -> None:
     from pricing.domain import loops
 
     raw = leaves.encode(ledger.DISPOSITION_ACCEPTED, 0, 0, 0, b"", b"")
-    Tally(loops, [raw], np.zeros_like, ())
+    Tally(loops, [raw], np.zeros_like, (), True)
     _loops = loops
 
 
@@ -89,8 +89,10 @@ class Tally:
         data: Sequence[bytes],
         segments_of: Callable[[Numbers], Numbers],
         context_bounds: Sequence[int],
+        by_key: bool,
     ) -> None:
         self._loops = loops
+        self._texts_end = loops.TRACE_ID if by_key else loops.PROJECT_ID
         count = len(data)
         self._joined = b"".join(data)
         self._starts = np.zeros(count + 1, dtype=np.int64)
@@ -143,6 +145,7 @@ class Tally:
                 texts,
                 numbers,
                 room[:used],
+                self._texts_end,
                 self._group_table,
                 self._group_texts,
                 self._groups,
@@ -160,7 +163,12 @@ class Tally:
         if 2 * (held_groups + groups) > len(self._group_table):
             self._group_table = _table(2 * (held_groups + groups))
             self._loops.enter_groups(
-                flat, self._group_table, self._group_texts, self._groups, held_groups
+                flat,
+                self._texts_end,
+                self._group_table,
+                self._group_texts,
+                self._groups,
+                held_groups,
             )
         if 2 * (held_cells + cells) > len(self._cell_table):
             self._cell_table = _table(2 * (held_cells + cells))
@@ -239,19 +247,22 @@ class Tally:
 
 
 def tally(
-    data: Sequence[bytes], segments_of: Callable[[Numbers], Numbers], context_bounds: Sequence[int]
+    data: Sequence[bytes],
+    segments_of: Callable[[Numbers], Numbers],
+    context_bounds: Sequence[int],
+    by_key: bool,
 ) -> Tally:
     """Add up a run of at most MAX_LEAVES leaves. Errors: ValueError for more, or before `prepare`.
 
     `segments_of` gives numbers of the stretches of time that instants in
     microseconds fall in; `context_bounds` are context lengths, in order, from
-    which on prices may differ.
+    which on prices may differ. `by_key`: groups are of one key and project too.
     """
     if _loops is None:
         raise ValueError("prepare() was not called")
     if len(data) > MAX_LEAVES:
         raise ValueError(f"{len(data)} leaves are more than {MAX_LEAVES}")
-    return Tally(_loops, data, segments_of, context_bounds)
+    return Tally(_loops, data, segments_of, context_bounds, by_key)
 
 
 def _table(entries: int) -> Numbers:

@@ -113,7 +113,7 @@ class Assumption(ControlState):
 
 def fold_by(state: ControlState) -> Projection:
     """A fold that rates by a state and changes nothing of it."""
-    projection = Projection()
+    projection = Projection(sums_use=False)
     projection.control = state
     return projection
 

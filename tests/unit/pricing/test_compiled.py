@@ -142,6 +142,6 @@ def finished(run: batch._Run) -> batch.Rated:
 
 def test_ordinary_events_are_read_by_the_loops() -> None:
     data = [make.event(position, plain=3, cached=2, output=1) for position in range(5)]
-    found = tally.tally(data, np.zeros_like, ())
+    found = tally.tally(data, np.zeros_like, (), True)
     assert not found.odd()
     assert sum(group.requests for group in found.groups()) == 5

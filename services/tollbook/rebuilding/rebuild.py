@@ -274,18 +274,22 @@ class _Rebuild:
                 for pin, _, _ in self._stretches(log)
             ),
         )
+        held: int = await self._db.fetchval(
+            "SELECT size FROM log_head WHERE name = $1", CONTROL_LOG
+        )
+        if steps and steps[0][0] < held:
+            raise FailedPrecondition(
+                f"{steps[0][1]} lacks entries that knew {steps[0][0]} control records, and the"
+                f" database has {held} already, to which they would be pinned: begin with an empty"
+                " schema",
+                reason="PIN_PASSED",
+            )
         for control_size, name in steps:
             if control is not None:
                 await self._write(control, min(control_size, control.checkpoint.size))
             log = self._logs[name]
             end = next(end for pin, _, end in self._stretches(log) if pin == control_size)
-            pin = await self._write(log, end)
-            if pin is not None and pin != control_size and control_size < _FOREVER:
-                raise FailedPrecondition(
-                    f"{name} up to position {end} was pinned to control size {control_size}, and"
-                    f" the control log has {pin} already: begin with an empty schema",
-                    reason="PIN_PASSED",
-                )
+            await self._write(log, end)
         for log in self._logs.values():
             await self._write(log, log.checkpoint.size)
 
@@ -301,9 +305,8 @@ class _Rebuild:
             if min(end, size) > max(start, log.head.size)
         ]
 
-    async def _write(self, log: _Log, end: int) -> int | None:
-        """Write a log's entries up to `end`; gives their pin, None when there were none."""
-        pin: int | None = None
+    async def _write(self, log: _Log, end: int) -> None:
+        """Write a log's entries up to `end`."""
         if log.stream is None:
             log.stream = _from(log.source, log.checkpoint.size, log.head.size)
         while log.position < end:
@@ -315,19 +318,17 @@ class _Rebuild:
                 size += len(entry.leaf) + len(entry.aside)
                 if size > _BATCH_BYTES:
                     break
-            pin = await self._commit(log, entries)
-        return pin
+            await self._commit(log, entries)
 
-    async def _commit(self, log: _Log, entries: list[Entry]) -> int:
+    async def _commit(self, log: _Log, entries: list[Entry]) -> None:
         batch, keys = _batch_of(log, entries)
         if log.opened_to < batch.size:
             log.opened_to = await store.open_segments(self._db, log.head.log_id, batch.size)
         if partition_of_log(log.name) is None:
-            pin = await store.write_append(self._db, log.head, batch, keys, _LEASE_MS)
+            await store.write_append(self._db, log.head, batch, keys, _LEASE_MS)
         else:
-            pin = await store.write_usage(self._db, log.head, batch, _LEASE_MS)
+            await store.write_usage(self._db, log.head, batch, _LEASE_MS)
         log.next_offset = batch.next_offset
-        return pin
 
     async def _finish(self, log: _Log) -> None:
         if log.stream is not None:

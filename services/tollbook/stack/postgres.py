@@ -59,6 +59,8 @@ lc_messages = 'C'
 _HBA = """\
 # A password always, and from this machine only.
 host all all 127.0.0.1/32 scram-sha-256
+# For base backups.
+host replication all 127.0.0.1/32 scram-sha-256
 """
 
 

@@ -127,6 +127,13 @@ async def test_a_filter_tells_what_it_passed_over_and_the_root_still_follows(
         assert dict(
             zip(*(table[name].to_pylist() for name in ("position", "leaf")), strict=True)
         ) == (expected)
+        file = world.folder / "events.arrow"
+        await tollbook(server, "events", "--account", account, "--arrow", str(file))
+        with pa.ipc.open_stream(file) as stream:
+            any_disposition = LeafFilter(account_id=account)
+            assert stream.read_all()["position"].to_pylist() == [
+                at for at, leaf in enumerate(leaves) if any_disposition.matches(leaf)
+            ]
         lines = await tollbook(server, "events", "usage-0", "--disposition", "rejected")
         assert '"reason": "malformed"' in lines
         lines = await tollbook(server, "events", "usage-0", "--account", account, "--to", "100")

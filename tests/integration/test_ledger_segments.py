@@ -158,6 +158,12 @@ async def test_sealed_leaves_are_read_proved_and_known_as_before(world: LedgerWo
             keys = [leaf_format.decode(leaf).key.decode() for leaf in table["leaf"]]
             assert table["account_id"].to_list() == keys
             assert set(table["event_time_ns"]) == {1_800_000_000 * 10**9}
+        ask = CliRunner(env={"TOLLBOOK_LEDGER_ADDRESS": server.address})
+        done = await asyncio.to_thread(ask.invoke, root, ["ledger", "segments", "--log", "usage-0"])
+        assert done.exit_code == 0, done.output
+        for start in (0, 1024, 2048):
+            assert f"{shown[start].file}" in done.output
+            assert shown[start].end_root.hex() in done.output
         # Whoever checks the database reads on into the files, and sees when they were changed.
         sources = Sources(
             [signed.key.verifier], segments=str(world.folder / "segments"), topic=world.topic

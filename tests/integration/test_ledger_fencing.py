@@ -130,7 +130,7 @@ async def test_workers_that_come_and_go_all_the_time_lose_and_double_nothing(
         async with flow(world), contextlib.AsyncExitStack() as rest:
             await rest.enter_async_context(world.workforce(lease_ms=500))
             crew: list[contextlib.AsyncExitStack] = []
-            for _ in range(60):
+            for _ in range(40):
                 if len(crew) < 3 and (not crew or rng.random() < 0.5):
                     crew.append(await rest.enter_async_context(contextlib.AsyncExitStack()))
                     await crew[-1].enter_async_context(world.workforce(lease_ms=500))
@@ -138,7 +138,7 @@ async def test_workers_that_come_and_go_all_the_time_lose_and_double_nothing(
                     await crew.pop(rng.randrange(len(crew))).aclose()
                 await asyncio.sleep(0.1)
             epochs = sum(head["epoch"] for head in (await world.heads()).values())
-            assert epochs > 20, "there was no storm"
+            assert epochs > 15, "there was no storm"
         async with world.workforce():
             await world.check()
 

@@ -21,9 +21,9 @@ from tollbook.stack import Stack
 pytestmark = pytest.mark.integration
 
 MIB = 1 << 20
-EVENTS = 120_000
-"""Some 35 MiB in the topic."""
-MAY_GROW_BYTES = 16 * MIB
+EVENTS = 100_000
+"""Some 28 MiB in the topic."""
+MAY_GROW_BYTES = 14 * MIB
 
 
 async def test_a_slow_database_slows_the_reading_and_memory_stays_flat(

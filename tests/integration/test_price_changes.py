@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, NamedTuple
 
+import asyncpg
 import grpc
 import pytest
+from bench import usage_load
 from tests.integration.pricing_world import PARTS, T0_US, TIMEOUT_S, Metadata, World, again
 from tests.integration.test_pricing import refused
 
 from kernel.clock import timestamp_of
+from pricing.domain.events import read_event
+from tollbook.ledger.v1 import ledger_pb2
 from tollbook.pricing.v1 import cards_pb2, control_pb2, pricing_pb2
 from tollbook.stack import Stack, running_stack
 
@@ -475,3 +481,119 @@ async def test_a_posting_that_was_killed_goes_on_where_it_stopped(house: House) 
         charged = (await world.balance(name)).balance.charged
         assert int(charged.amount_pico) == 7 * 2 * 10**6
     await replayed(world)
+
+
+# Under load ---------------------------------------------------------------------------------
+
+LOAD_EVENTS_PER_S = 50_000
+LOAD_S = float(os.environ.get("TOLLBOOK_LOAD_S", "1"))
+LOAD_CARD = """
+card: load
+currency: USD
+effective_from: 2026-01-01T00:00:00Z
+lines:
+  - {{id: in, match: {{base_model: tiny-qwen, direction: in}}, per: 1000000, price: {price}}}
+  - {{id: out, match: {{base_model: tiny-qwen, direction: out}}, per: 1000000, price: {price}}}
+"""
+
+
+async def test_a_card_that_comes_while_events_flow_prices_those_pinned_after_it(
+    house: House,
+) -> None:
+    world = house.world
+    names = [f"account-{number:04d}" for number in range(usage_load.ACCOUNTS)]
+    await asyncio.gather(
+        *(
+            world.append(
+                f"load-{name}",
+                {"account_created": control_pb2.AccountCreated(account_id=name, currency="USD")},
+            )
+            for name in names
+        )
+    )
+    await world.change_card(LOAD_CARD.format(price=1), house.ann, house.ben)
+    began = await world.sizes()
+    environment = world.stack.environment()
+    partitions = int(environment["TOLLBOOK_PARTITIONS"])
+    sending = asyncio.ensure_future(
+        usage_load.trickle(
+            world.stack.address("kafka"),
+            environment["TOLLBOOK_TOPIC"],
+            partitions,
+            LOAD_EVENTS_PER_S,
+            LOAD_S,
+            seed=5,
+        )
+    )
+    # Versions come one after the other while the events do.
+    approved: list[int] = []
+    while not sending.done():
+        version = await world.change_card(
+            LOAD_CARD.format(price=2 + len(approved)), house.ann, house.ben
+        )
+        approved.append(version)
+    assert len(approved) >= 2
+    sent = await sending
+    await taken_in(world, began, sent)
+    charged = await charged_units(environment["TOLLBOOK_POSTGRES"])
+    expected = await pinned_units(world, began)
+    assert charged == expected
+    assert len({version for _, version in expected}) >= 2
+    await replayed(world)
+
+
+async def taken_in(world: World, began: dict[str, int], events: int) -> None:
+    """Wait until so many events more are in the logs, and charged."""
+    deadline = time.monotonic() + TIMEOUT_S
+    while True:
+        sizes = await world.sizes()
+        if sum(sizes[log] - size for log, size in began.items() if log.startswith("usage")) >= (
+            events
+        ):
+            break
+        assert time.monotonic() < deadline, f"{events} events are not in the logs: {sizes}"
+        await asyncio.sleep(0.1)
+    wait_for = [
+        pricing_pb2.LogPosition(log=log, size=size) for log, size in sizes.items() if log != "cuts"
+    ]
+    request = pricing_pb2.ListBalancesRequest(wait_for=wait_for)
+    await world.pricing.ListBalances(request, timeout=TIMEOUT_S)
+
+
+async def charged_units(dsn: str) -> Counter[tuple[str, int]]:
+    """Units charged by each version of the card, by log, as the postings say."""
+    db = await asyncpg.connect(dsn)
+    try:
+        rows = await db.fetch(
+            "SELECT log, card_version, sum(quantity)::bigint AS units FROM pricing.posting"
+            " WHERE card_id = 'load' AND kind = 'usage' GROUP BY 1, 2"
+        )
+    finally:
+        await db.close()
+    return Counter({(row["log"], row["card_version"]): row["units"] for row in rows})
+
+
+async def pinned_units(world: World, began: dict[str, int]) -> Counter[tuple[str, int]]:
+    """Units that each version has to charge by the pins, read from the log one by one."""
+    answer = await world.cards.GetRateCardHistory(
+        cards_pb2.GetRateCardHistoryRequest(card_id="load"), timeout=TIMEOUT_S
+    )
+    known = [
+        (step.position, version.card.version)
+        for version in answer.versions
+        for step in version.steps
+        if step.what == "approved"
+    ]
+    found: Counter[tuple[str, int]] = Counter()
+    for log, size in (await world.sizes()).items():
+        if not log.startswith("usage"):
+            continue
+        request = ledger_pb2.ReadEventsRequest(
+            log=log, from_position=began[log], to_position=size, max_batch=5_000
+        )
+        async for part in world.ledger.ReadEvents(request, timeout=TIMEOUT_S):
+            version = max(made for position, made in known if position < part.control_size)
+            for position, raw in enumerate(part.leaves, part.first_position):
+                event = read_event(position, raw)
+                found[log, version] += sum(leaf.amount for leaf in event.leaves)
+    return found

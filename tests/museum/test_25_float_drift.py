@@ -24,7 +24,7 @@ from tollbook.pricing.v1 import control_pb2, pricing_pb2
 
 pytestmark = [pytest.mark.museum, pytest.mark.integration]
 
-EVENTS = int(os.environ.get("TOLLBOOK_MUSEUM_EVENTS", "40000"))
+EVENTS = int(os.environ.get("TOLLBOOK_MUSEUM_EVENTS", "20000"))
 # Prices that no binary fraction holds, down to a single pico-unit.
 CARD = """
 card: m25

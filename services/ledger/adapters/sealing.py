@@ -38,7 +38,7 @@ from ledger.adapters.nodes import NodeReader
 from ledger.adapters.store import BrokenLogError
 from ledger.domain.compiled.sha256 import hash_slices
 from ledger.domain.compiled.tree import extend
-from ledger.domain.described import describe
+from ledger.domain.described import described, leaves_of
 from ledger.domain.leafrun import LeafRun
 from ledger.domain.tree import TreeBuilder
 
@@ -337,16 +337,8 @@ class Sealer:
 
 def batch_of(run: LeafRun) -> pa.RecordBatch:
     """Leaves as rows of a segment's file."""
-    told = describe(run)
     return pa.RecordBatch.from_arrays(
-        [
-            pa.array(range(run.first, run.end), pa.int64()),
-            *(
-                pa.array(column, archives.SCHEMA.field(name).type)
-                for name, column in zip(told._fields, told, strict=True)
-            ),
-            pa.array(run.leaves(), pa.binary()),
-        ],
+        [pa.array(np.arange(run.first, run.end)), *described(run), leaves_of(run)],
         schema=archives.SCHEMA,
     )
 

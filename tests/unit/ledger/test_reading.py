@@ -16,6 +16,7 @@ from kernel.merkle import leaf_hash
 from kernel.tiles import encode_bundle
 from ledger.adapters import reading
 from ledger.domain import leafrun
+from ledger.domain.described import describe, described, leaves_of
 from ledger.domain.matching import LeafFilter
 from tollbook.ledger.v1 import ledger_pb2 as pb
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -155,6 +156,23 @@ def leaf(draw: st.DrawFn) -> bytes:
 def test_the_compiled_filter_is_the_plain_one(leaves: list[bytes], wanted: LeafFilter) -> None:
     chosen = wanted.choose(run_of(leaves)).tolist()
     assert chosen == [at for at, data in enumerate(leaves) if wanted.matches(data)]
+
+
+@given(st.lists(leaf(), min_size=1, max_size=12))
+def test_a_sealed_row_tells_what_the_plain_code_reads(leaves: list[bytes]) -> None:
+    columns = described(run_of(leaves))
+    told = [column.to_pylist() for column in columns]
+    for column in columns:
+        column.validate(full=True)
+    for index, data in enumerate(leaves):
+        plain = leaf_format.decode(data)
+        assert tuple(column[index] for column in told) == (
+            plain.disposition,
+            plain.reason,
+            plain.timestamp_ms,
+            *describe(data),
+        )
+    assert leaves_of(run_of(leaves)).to_pylist() == leaves
 
 
 def test_each_condition_of_a_filter_counts() -> None:

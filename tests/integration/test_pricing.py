@@ -33,6 +33,7 @@ from tests.integration.pricing_world import (
 
 from kernel import grpcs
 from kernel.ids import new_id
+from kernel.money import PICO
 from kernel.placement import partition_of, usage_log
 from tollbook.ledger.v1 import ledger_pb2
 from tollbook.pricing.v1 import control_pb2, money_pb2, pricing_pb2
@@ -459,6 +460,44 @@ async def test_a_receipt_tells_every_line_and_adds_up(world: World) -> None:
         await refused(
             world.pricing.GetReceipt(request), grpc.StatusCode.NOT_FOUND, "EVENT_NOT_FOUND"
         )
+
+
+MONTHLY = """
+card: monthly
+currency: USD
+effective_from: 2026-01-01T00:00:00Z
+accounts: [months]
+lines:
+  - id: out
+    match: {model: tiny, direction: out}
+    per: 1_000_000
+    price: 2.00
+    included: 500
+    tiers: {by: monthly_volume, mode: graduated, steps: [{over: 3_000, price: 1.00}]}
+"""
+
+
+async def test_a_month_is_counted_on_through_a_crash_and_its_receipts_add_up(
+    world: World, stack: Stack
+) -> None:
+    await world.publish(MONTHLY)
+    await world.open("months")
+    event_ids = [await world.use("months", output=400) for _ in range(6)]
+    await world.balance("months", event_id=event_ids[-1])
+    stack.kill("pricing-projector")
+    event_ids += [await world.use("months", output=400) for _ in range(6)]
+    await world.balance("months", event_id=event_ids[-1])
+    # 500 free, up to number 3,000 for 2, the other 1,800 of 4,800 for 1, each in millionths.
+    expected_pico = (2_500 * 2 + 1_800) * PICO // 10**6
+    world.accounts["months"].charged = Fraction(expected_pico)
+    await world.check()
+    receipts = [await receipt_of(world, "months", event_id) for event_id in event_ids]
+    assert [int(receipt.total.amount_pico) * 10**6 // PICO for receipt in receipts] == [
+        *(0, 600, 800, 800, 800, 800, 800),
+        *(600, 400, 400, 400, 400),
+    ]
+    assert {line.period for receipt in receipts for line in receipt.lines} != {""}
+    assert sum(int(receipt.total.amount_pico) for receipt in receipts) == expected_pico
 
 
 async def test_postings_come_in_pages_and_add_up(world: World) -> None:

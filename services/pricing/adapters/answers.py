@@ -9,7 +9,7 @@ import asyncpg
 
 from kernel import errors
 from kernel.clock import timestamp_of
-from pricing.adapters import database, queries
+from pricing.adapters import database, month_receipts, queries
 from pricing.adapters.control_view import ControlView
 from pricing.adapters.ledger_client import Ledger
 from pricing.adapters.progress import Progress
@@ -179,12 +179,35 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
         entry = await self._ledger.entry(name, position)
         event = read_event(position, entry.leaf)
         await self._view.reach(entry.control_size, _VIEW_WAIT_S)
-        return self._receipt(name, event, entry.control_size, entry.leaf)
-
-    def _receipt(self, name: str, event: Event, pin: int, raw: bytes) -> pricing_pb2.Receipt:
         account = self._view.projection.control.accounts.get(event.account_id)
         currency = account.currency if account is not None else ""
-        lines = [part for part, _ in self._view.projection.receipt(event, pin)]
+        lines = [part for part, _ in self._view.projection.receipt(event, entry.control_size)]
+        adjustment_pico = 0
+        if any(part.priced is not None and part.priced.price.is_metered for part in lines):
+            rows = await self._reader.in_snapshot(
+                lambda db: month_receipts.moves(db, account_id, name, position)
+            )
+            months = await month_receipts.months_before(
+                self._view.projection, self._ledger, name, event, currency, rows
+            )
+            found = months.receipt(event, currency, lines)
+            lines, adjustment_pico = list(found.leaves), found.adjustment_pico
+        receipt = self._receipt(name, event, entry.control_size, entry.leaf, lines, currency)
+        if adjustment_pico:
+            receipt.adjustment.CopyFrom(queries.amount(currency, adjustment_pico))
+            total_pico = int(receipt.total.amount_pico) + adjustment_pico
+            receipt.total.CopyFrom(queries.amount(currency, total_pico))
+        return receipt
+
+    def _receipt(
+        self,
+        name: str,
+        event: Event,
+        pin: int,
+        raw: bytes,
+        lines: Sequence[RatedLeaf],
+        currency: str,
+    ) -> pricing_pb2.Receipt:
         receipt = pricing_pb2.Receipt(
             account_id=event.account_id,
             event_id=event.event_id,
@@ -251,6 +274,8 @@ def _receipt_line(part: RatedLeaf, currency: str) -> pricing_pb2.ReceiptLine:
         line.card.version = known.version
         line.card.content_hash = known.content_hash
         line.line_id = part.priced.line.line_id
-        line.unit_price_pico = str(part.priced.line.price_pico)
+        line.unit_price_pico = str(part.priced.price.unit_pico)
+        line.rule = part.priced.rule_text
+        line.period = part.priced.period
         line.amount.CopyFrom(queries.amount(currency, part.amount_pico))
     return line

@@ -219,7 +219,7 @@ class CardChanges:
                         content_hash=price.priced.published.content_hash,
                     ),
                     line_id=price.priced.line.line_id,
-                    unit_price=queries.amount(currency, price.priced.line.price_pico),
+                    unit_price=queries.amount(currency, price.priced.price.unit_pico),
                 )
                 for price in found
             ],

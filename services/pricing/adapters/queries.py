@@ -135,6 +135,8 @@ def _posting(row: Any) -> pricing_pb2.Posting:
         kind=row["kind"],
         line_id=row["line_id"],
         quantity=int(row["quantity"]),
+        rule=row["rule"],
+        period=row["period"],
     )
     if row["card_id"]:
         message.card.card_id = row["card_id"]

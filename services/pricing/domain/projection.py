@@ -112,13 +112,14 @@ class Projection:
 
     def restore_meter(self, key: MeterKey, layer: Layer, units: int) -> None:
         """Put back a meter's count. Errors: ValueError when no such version is known."""
-        self.meters.put(key, layer, units, self._version(key.card_id, layer.version))
+        self.meters.put(key, layer, units, self.version(key.card_id, layer.version))
 
     def restore_month(self, key: MonthKey, month: Month) -> None:
         """Put back a committed month. Errors: ValueError when no such version is known."""
-        self.commitments.put(key, month, self._version(key.card_id, month.version))
+        self.commitments.put(key, month, self.version(key.card_id, month.version))
 
-    def _version(self, card_id: str, version: int) -> PublishedCard:
+    def version(self, card_id: str, version: int) -> PublishedCard:
+        """A version of a card that is or was in force. Errors: ValueError when none is known."""
         known = self._versions.get((card_id, version))
         if known is None:
             entries = self.control.cards.entries(self.control.size)

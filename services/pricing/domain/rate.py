@@ -80,7 +80,10 @@ class Rating(NamedTuple):
 
     def receipts(self) -> Iterator[Receipt]:
         """What each event is charged, in the order of the log."""
-        months = Months(self.cards.meters, self.cards.commitments, self.effects)
+        # The first move of each has what it stood at before all.
+        meters = {move.key: move.before for move in reversed(self.effects.meter_moves)}
+        sums = {move.key: move.before for move in reversed(self.effects.month_moves)}
+        months = Months(self.cards.meters.at(meters), self.cards.commitments.at(sums))
         for position, raw in enumerate(self.batch.leaves, self.batch.first_position):
             try:
                 record = record_of(raw)
@@ -105,12 +108,10 @@ class Rating(NamedTuple):
 class Months:
     """Meters and commitments as they stood before a step, moved on event by event."""
 
-    def __init__(self, meters: Meters, commitments: Commitments, effects: Effects) -> None:
-        # The first move of each has what it stood at before all.
-        self._meters = meters.at({move.key: move.before for move in reversed(effects.meter_moves)})
-        self._commitments = commitments.at(
-            {move.key: move.before for move in reversed(effects.month_moves)}
-        )
+    def __init__(self, meters: Meters, commitments: Commitments | None) -> None:
+        self._meters = meters
+        self._commitments = commitments
+        """None: commitments are not looked at."""
 
     def receipt(self, event: Event, currency: str, rated: Sequence[RatedLeaf]) -> Receipt:
         """An event's receipt, and its months moved on."""
@@ -131,7 +132,7 @@ class Months:
             parts.append(part._replace(amount_pico=own_pico))
             adjustment_pico += whole_pico - own_pico
             card = priced.published.card
-            if card.commitment is not None and whole_pico:
+            if self._commitments is not None and card.commitment is not None and whole_pico:
                 month = MonthKey(event.account_id, currency, card.card_id, priced.period)
                 added_pico, _ = self._commitments.charge(month, priced.published, whole_pico)
                 adjustment_pico += added_pico

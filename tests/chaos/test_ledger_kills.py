@@ -39,7 +39,7 @@ PAUSE_S = 0.4
 pytestmark = [
     pytest.mark.integration,
     pytest.mark.chaos,
-    pytest.mark.timeout(120 + 20 * KILLS + EVENTS // 1_000),
+    pytest.mark.timeout(900 + 30 * KILLS + EVENTS // 1_000),
 ]
 
 
@@ -58,7 +58,9 @@ class Crew:
     def check(self) -> None:
         """None of them ended by itself, and none met what nobody foresaw."""
         assert all(worker.process.poll() is None for worker in self.workers)
-        assert not [worker for worker in self.workers if "Traceback" in worker.said()]
+        lines = [line for worker in self.workers for line in worker.said().splitlines()]
+        # The pool tells with a traceback that it tries to connect again; that is foreseen.
+        assert not [line for line in lines if "Traceback" in line and "asyncpg.pool" not in line]
 
 
 def kill_backend(world: LedgerWorld, pids: list[int]) -> None:

@@ -80,6 +80,7 @@ async def use(world: World, text: str) -> None:
     await world.balance(account_id, event_id=event_id)
 
 
+@pytest.mark.timeout(900)  # half a minute of commands, each a process; more where others work too
 async def test_the_page_says_what_happens(stack: Stack, tmp_path: Path) -> None:
     environment = {**os.environ, **stack.environment()}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"

@@ -21,7 +21,7 @@ from typing import Any, Final
 import grpc
 from aiokafka import AIOKafkaProducer
 
-from bench import rating, usage_load
+from bench import priced_load, usage_load
 from kernel import grpcs
 from kernel.clock import timestamp_of
 from kernel.ids import new_id
@@ -168,7 +168,7 @@ class Bench:
 
 def one_by_one(data: list[bytes]) -> float:
     """Events a second by the reference, each rated twice, as a preview does."""
-    state = rating.opened().projection.control
+    state = priced_load.opened().projection.control
     catalogue = state.catalogue(state.size)
     started = time.perf_counter()
     for position, raw in enumerate(data):
@@ -206,10 +206,10 @@ async def _activations(bench: Bench) -> dict[str, Any]:
             if found != versions[0]:
                 raise AssertionError(f"charged by version {found}, approved was {versions[0]}")
             price = f"0.{number + 61}"
-            versions[0] = await bench.propose(rating.card_yaml().replace("0.60", price))
+            versions[0] = await bench.propose(priced_load.card_yaml().replace("0.60", price))
 
         baseline = await _times_ms(alone)
-        versions[0] = await bench.propose(rating.card_yaml().replace("0.60", "0.59"))
+        versions[0] = await bench.propose(priced_load.card_yaml().replace("0.60", "0.59"))
         # The proposal of the next version is a part of a round; it prices nothing.
         return {"approval_to_charge_ms": await _times_ms(changed), "charge_alone_ms": baseline}
     finally:
@@ -228,15 +228,15 @@ async def _run(stack: Stack) -> dict[str, Any]:
         await bench.operator("approver", card_records_pb2.ROLE_APPROVER, root)
         names = [f"account-{number:04d}" for number in range(usage_load.ACCOUNTS)]
         await asyncio.gather(*(bench.account(name) for name in names))
-        await bench.approve(await bench.propose(rating.card_yaml()))
+        await bench.approve(await bench.propose(priced_load.card_yaml()))
         filled = await bench.fill()
         await bench.projected()
-        draft = rating.card_yaml().replace("0.60", "0.80")
+        draft = priced_load.card_yaml().replace("0.60", "0.80")
         cold_s, found = await bench.preview(draft)
         warm_s = min([(await bench.preview(draft))[0] for _ in range(3)])
         if found.events != EVENTS or found.newly_unpriced or not found.losers:
             raise AssertionError("the preview did not rate all events")
-        plain = await asyncio.to_thread(one_by_one, rating.usage_leaves(ONE_BY_ONE))
+        plain = await asyncio.to_thread(one_by_one, priced_load.usage_leaves(ONE_BY_ONE))
         return {
             "events": found.events,
             "log_filled_events_per_s": round(filled),

@@ -26,6 +26,7 @@ BENCHES: Final = {
     "inference": "metering in process, tokens/s and latency, beside bare AsyncLLM",
     "rating": "log leaves to charges on one core, beside a plain loop of decimals",
     "changes": "preview of the log's own usage, and an approval until it prices",
+    "balances": "Reserve on one account and on many, and GetBalance, through gRPC",
     "path": "answer to balance, and tokens/s through gRPC beside the engine alone",
 }
 

@@ -32,6 +32,13 @@ def ground() -> Iterator[Stack]:
         yield stack
 
 
+@pytest.fixture(scope="session")
+def pricing_tables() -> Iterator[Stack]:
+    """A database with pricing's schema and no process at it. Who uses it empties the tables."""
+    with running_stack(parts=("postgres", "database", "pricing-schema")) as stack:
+        yield stack
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests of the whole stack run last, so that it stands beside no other test's processes."""
     items.sort(key=lambda item: "whole_stack" in getattr(item, "fixturenames", ()))

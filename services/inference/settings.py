@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field
 
@@ -37,6 +38,10 @@ class ServerSettings(EngineSettings):
         description="name of this producer, the same over restarts",
     )
     region: str = Field(default="", max_length=64, description="region written in usage events")
+    credit_policy: Literal["refuse", "lease"] = Field(
+        default="refuse",
+        description="while pricing is away: refuse requests, or lease to accounts with credit",
+    )
     max_requests: int = Field(
         default=512, ge=1, le=65_536, description="requests under way at once, queued ones included"
     )

@@ -1,7 +1,7 @@
 """The inference service as a process of its own, beside a real broker, for the tests of it.
 
-Pricing's part is one method, ResolveKey, served here over real gRPC: these tests need it to go
-away at will, and none of them is about money.
+Pricing's part is a few methods, keys and holds, served here over real gRPC: these tests need it
+to go away at will, and none of them is about money.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kernel import grpcs
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.inference.v1 import inference_pb2_grpc
+from tollbook.pricing.v1 import holds_pb2 as holds
 from tollbook.pricing.v1 import pricing_pb2 as pricing
 from tollbook.pricing.v1 import pricing_pb2_grpc
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -44,8 +45,8 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-class Keys(pricing_pb2_grpc.PricingServiceServicer):
-    """The secret of each of ACCOUNTS, and no other."""
+class Pricing(pricing_pb2_grpc.PricingServiceServicer):
+    """The secret of each of ACCOUNTS, and no other; and holds for whoever asks."""
 
     async def ResolveKey(  # noqa: N802
         self, request: pricing.ResolveKeyRequest, context: Any
@@ -58,6 +59,25 @@ class Keys(pricing_pb2_grpc.PricingServiceServicer):
         await context.abort(grpc.StatusCode.NOT_FOUND, "no such key")
         raise AssertionError
 
+    async def Reserve(  # noqa: N802
+        self, request: holds.ReserveRequest, context: Any
+    ) -> holds.ReserveResponse:
+        """There is always credit here; what happens without is a test of the whole stack."""
+        hold_id = hashlib.sha256(request.event_id.encode()).hexdigest()[:32]
+        return holds.ReserveResponse(
+            hold=holds.Hold(hold_id=hold_id, account_id=request.account_id)
+        )
+
+    async def Extend(  # noqa: N802
+        self, request: holds.ExtendRequest, context: Any
+    ) -> holds.ExtendResponse:
+        return holds.ExtendResponse()
+
+    async def Release(  # noqa: N802
+        self, request: holds.ReleaseRequest, context: Any
+    ) -> holds.ReleaseResponse:
+        return holds.ReleaseResponse(released=True)
+
 
 ACCOUNTS = tuple(f"acct-{number}" for number in range(16))
 
@@ -67,7 +87,7 @@ def secret_of(account: str) -> str:
 
 
 class KeyServer:
-    """Serves Keys; `stop` and `start` as often as a test likes."""
+    """Serves Pricing; `stop` and `start` as often as a test likes."""
 
     def __init__(self) -> None:
         self.address = f"127.0.0.1:{free_port()}"
@@ -81,7 +101,7 @@ class KeyServer:
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5_000),
             )
         )
-        pricing_pb2_grpc.add_PricingServiceServicer_to_server(Keys(), server)  # type: ignore[abstract]
+        pricing_pb2_grpc.add_PricingServiceServicer_to_server(Pricing(), server)  # type: ignore[abstract]
         assert server.add_insecure_port(self.address)
         await server.start()
         self._server = server

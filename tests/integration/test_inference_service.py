@@ -73,7 +73,8 @@ async def service(
 ) -> AsyncIterator[Service]:
     folder = tmp_path_factory.mktemp("inference")
     tinymodel.make(folder / "tiny")
-    async with serving(Place(folder, kafka, keys.address, folder / "tiny")) as running:
+    place = Place(folder, kafka, keys.address, folder / "tiny", {"TOLLBOOK_CREDIT_POLICY": "lease"})
+    async with serving(place) as running:
         yield running
         # Whatever the tests did: nothing is missing, nothing is too much.
         engine = await running.engine()

@@ -22,6 +22,7 @@ from opentelemetry import trace
 from inference import engine as port
 from inference.adapters.spool import Spool
 from inference.app.books import Books
+from inference.app.credit import Credit, Request
 from inference.app.streams import Streams
 from inference.domain import records
 from inference.domain.counting import Tally
@@ -61,6 +62,7 @@ class World:
     spool: Spool
     streams: Streams
     books: Books
+    credit: Credit
     clock: Clock
     tracer: trace.Tracer
 
@@ -113,6 +115,7 @@ class Generation:
         self._first_token_us = 0
         self._serial = -1
         self._reserved_bytes = 0
+        self._hold_id = ""
         self._chunks: list[list[_Chunk]] = []
         self._durable: list[int] = []
         self._delivered: list[int] = []
@@ -270,10 +273,31 @@ class Generation:
                 retry_after_ms=1_000,
             )
         self._reserved_bytes = size
-        if self._stop is not None:
-            raise errors.Unavailable("stopped before it began", reason="STOPPED")
+        self._not_stopped()
+        self._hold_id = await self._world.credit.hold(self._cost(choices * max_tokens))
+        self._not_stopped()
         self._begin(choices)
         return prompt, max_tokens
+
+    def _not_stopped(self) -> None:
+        if self._stop is not None:
+            raise errors.Unavailable("stopped before it began", reason="STOPPED")
+
+    def _cost(self, max_output_tokens: int) -> Request:
+        """What the request may cost at the most."""
+        caller, target = self.order.caller, self.order.target
+        return Request(
+            account_id=caller.account_id,
+            project_id=caller.project_id,
+            key_id=caller.key_id,
+            event_id=self.order.request_id,
+            served_model=target.served_name,
+            base_model=target.base_name,
+            adapter=target.adapter,
+            input_tokens=self.prompt_tokens,
+            max_output_tokens=max_output_tokens,
+            event_time_us=self._accepted_us,
+        )
 
     def _begin(self, choices: int) -> None:
         self.tally = Tally(self.prompt_tokens, choices)
@@ -305,6 +329,7 @@ class Generation:
             account_id=self.order.caller.account_id,
             project_id=self.order.caller.project_id,
             key_id=self.order.caller.key_id,
+            hold_id=self._hold_id,
             served_model=target.served_name,
             base_model=target.base_name,
             adapter=target.adapter,
@@ -438,6 +463,7 @@ class Generation:
         )
         self._describe(event)
         await world.spool.durable()
+        world.credit.settled(self._hold_id)
         self.summary = summary_of(event, log_name)
         self.phase = Phase.SETTLED
 
@@ -470,6 +496,8 @@ class Generation:
         )
 
     def _refuse(self, error: errors.TollbookError) -> None:
+        if self._hold_id:
+            self._world.credit.release(self.order.caller.account_id, self._hold_id)
         self.refusal = error
         self.phase = Phase.REFUSED
 
@@ -543,6 +571,7 @@ class Reader:
             self._event.clear()
             # Read before the pieces: what is durable at the end is then seen by them.
             settled = generation.phase is Phase.SETTLED
+            self._check_refusal()
             for choice in range(generation.choices):
                 end = generation.given_chunks(choice)
                 delta = None if settled else generation.piece(choice, cursors[choice])
@@ -580,6 +609,7 @@ class Reader:
         while generation.phase is Phase.RUNNING:
             self._event.clear()
             await self._event.wait()
+        self._check_refusal()
         if generation.failure is not None:
             # A failed call carries no answer: nothing is handed over.
             self.takes = False
@@ -621,8 +651,12 @@ class Reader:
         while generation.phase is Phase.PREPARING:
             self._event.clear()
             await self._event.wait()
-        if generation.refusal is not None:
-            raise generation.refusal
+        self._check_refusal()
+
+    def _check_refusal(self) -> None:
+        """Refused it never is settled: nobody may wait for that. Also the engine can refuse."""
+        if self._generation.refusal is not None:
+            raise self._generation.refusal
 
     def _started(self) -> inference.Started:
         return inference.Started(

@@ -10,8 +10,10 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+import grpc.aio
 import structlog
 
+from inference.adapters.credit import PricingCredit
 from inference.adapters.grpc_service import InferenceService
 from inference.adapters.keys import Keys
 from inference.adapters.models import Adapter
@@ -66,25 +68,29 @@ class Service:
         publisher = Publisher(spool, settings.kafka, settings.topic, settings.partitions)
         spool.on_commit = publisher.wake
         books = Books(spool, streams, self._engine, self._boot, self._clock)
+        channel = grpcs.channel(settings.pricing_address)
+        credit = PricingCredit(channel, self._clock, settings.credit_policy)
         world = World(
             self._engine,
             self._boot,
             spool,
             streams,
             books,
+            credit,
             self._clock,
             telemetry.tracer("inference"),
         )
         requests = Requests(world, _salt_key(settings.spool_dir), settings.max_requests)
         books.in_flight = requests.in_flight
         publishing = asyncio.create_task(publisher.run(), name="publisher")
+        keeping = asyncio.create_task(credit.keep_for_ever(), name="holds")
         status = 1
         try:
             warm_up_tokens = await self._engine.start()
             await self._load_adapters()
             books.discard(usage.WASTE_KIND_WARM_UP, warm_up_tokens)
             spool.count_source = books.changed_count
-            status = await self._serve(requests, books, spool, stopped)
+            status = await self._serve(requests, books, spool, stopped, channel)
         finally:
             lost = status != 0
             if not spool.failed.done():
@@ -95,7 +101,9 @@ class Service:
                 with suppress(TimeoutError):
                     await asyncio.wait_for(publisher.flushed(), FLUSH_MS / 1000)
             publishing.cancel()
-            await asyncio.gather(publishing, return_exceptions=True)
+            keeping.cancel()
+            await asyncio.gather(publishing, keeping, return_exceptions=True)
+            await channel.close()
             await self._engine.stop()
             if not spool.failed.done():
                 await spool.close()
@@ -115,39 +123,43 @@ class Service:
                 }
 
     async def _serve(
-        self, requests: Requests, books: Books, spool: Spool, stopped: asyncio.Event
+        self,
+        requests: Requests,
+        books: Books,
+        spool: Spool,
+        stopped: asyncio.Event,
+        channel: grpc.aio.Channel,
     ) -> int:
         settings = self._settings
-        async with grpcs.channel(settings.pricing_address) as channel:
-            keys = Keys(channel, self._clock)
-            service = InferenceService(
-                requests, keys, books, self._served, self._engine.capabilities().context_tokens
+        keys = Keys(channel, self._clock)
+        service = InferenceService(
+            requests, keys, books, self._served, self._engine.capabilities().context_tokens
+        )
+        name = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
+        server = grpcs.Server("inference", settings.inference_address, (name,))
+        inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server.grpc)
+        await server.start()
+        reading = asyncio.create_task(books.publish_for_ever(), name="readings")
+        requests.admit(self._served)
+        await server.set_ready(True)
+        log.info("ready", models=sorted(self._served))
+        status = await self._watch(requests, spool, reading, stopped)
+        await server.set_ready(False)
+        requests.close(
+            errors.Unavailable(
+                "this instance stops; ask again",
+                reason="DRAINING",
+                retry_after_ms=RETRY_AFTER_STOP_MS,
             )
-            name = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
-            server = grpcs.Server("inference", settings.inference_address, (name,))
-            inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server.grpc)
-            await server.start()
-            reading = asyncio.create_task(books.publish_for_ever(), name="readings")
-            requests.admit(self._served)
-            await server.set_ready(True)
-            log.info("ready", models=sorted(self._served))
-            status = await self._watch(requests, spool, reading, stopped)
-            await server.set_ready(False)
-            requests.close(
-                errors.Unavailable(
-                    "this instance stops; ask again",
-                    reason="DRAINING",
-                    retry_after_ms=RETRY_AFTER_STOP_MS,
-                )
-            )
-            # A spool that cannot be written settles nothing: the next start does.
-            if not spool.failed.done():
-                await requests.drain(settings.drain_ms if status == 0 else SETTLE_LOST_MS)
-            reading.cancel()
-            await asyncio.gather(reading, return_exceptions=True)
-            if not spool.failed.done():
-                await books.settled_residual()
-            await server.stop(1_000)
+        )
+        # A spool that cannot be written settles nothing: the next start does.
+        if not spool.failed.done():
+            await requests.drain(settings.drain_ms if status == 0 else SETTLE_LOST_MS)
+        reading.cancel()
+        await asyncio.gather(reading, return_exceptions=True)
+        if not spool.failed.done():
+            await books.settled_residual()
+        await server.stop(1_000)
         return status
 
     async def _watch(

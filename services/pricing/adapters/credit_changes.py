@@ -28,7 +28,7 @@ from tollbook.pricing.v1 import accounts_pb2, control_pb2, pricing_pb2
 log = structlog.get_logger()
 
 _CHANGE: Final = "SELECT * FROM control_change WHERE kind = $1 AND change_id = $2"
-_CROSSED: Final = (
+CROSSED: Final = (
     "SELECT r.account_id, a.currency, r.amount_pico, r.crossings FROM top_up_rule r"
     " JOIN account a ON a.account_id = r.account_id"
     " LEFT JOIN balance b ON b.ledger_account = 'account:' || r.account_id"
@@ -169,7 +169,7 @@ class CreditChanges(ControlChanges):
         while True:
             await asyncio.sleep(TEND_MS / 1000)
             try:
-                for row in await self._reader.in_snapshot(lambda db: db.fetch(_CROSSED)):
+                for row in await self._reader.in_snapshot(lambda db: db.fetch(CROSSED)):
                     await self._fire(row)
             except (errors.Unavailable, errors.DeadlinePassed) as error:
                 log.warning("top-ups wait", error=error.message)

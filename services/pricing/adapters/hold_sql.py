@@ -102,9 +102,16 @@ SELECT json_build_object(
 
 
 async def snapshot(
-    db: Any, shard: int, account_ids: Iterable[str], hold_ids: Sequence[str]
+    db: Any,
+    shard: int,
+    account_ids: Iterable[str],
+    hold_ids: Sequence[str],
+    earliest_us: int,
 ) -> Snapshot:
-    """What the accounts and holds of a batch are like, after ending what is over."""
+    """What the accounts and holds of a batch are like, after ending what is over.
+
+    `earliest_us`: of the events that holds are asked for.
+    """
     arguments = (
         shard,
         sorted(set(account_ids)),
@@ -124,7 +131,7 @@ async def snapshot(
         if lots or limits:
             closer.append(account_id)
     if closer:
-        await _look_closer(db, standings, closer)
+        await _look_closer(db, standings, closer, earliest_us)
     return Snapshot(
         found["now"],
         standings,
@@ -158,11 +165,13 @@ SELECT json_build_object(
           GROUP BY account_id, project_id, width_bucket(minute_us, $4::bigint[])) c)
 )::text
 """
-# A month and a day more: a window in which a new hold can fall begins no earlier, but for `ever`.
+# A month and more: the window that an event falls in begins no earlier, but for `ever`.
 _WINDOW_REACH_US: Final = 33 * 86_400 * 1_000_000
 
 
-async def _look_closer(db: Any, standings: dict[str, Standing], account_ids: Sequence[str]) -> None:
+async def _look_closer(
+    db: Any, standings: dict[str, Standing], account_ids: Sequence[str], earliest_us: int
+) -> None:
     """Fill in limits, lots, and what counts in them, all of one snapshot."""
     limits = await db.fetch("SELECT * FROM spend_limit WHERE account_id = ANY($1)", account_ids)
     lots = await db.fetch(
@@ -175,8 +184,8 @@ async def _look_closer(db: Any, standings: dict[str, Standing], account_ids: Seq
         row["account_id"] for row in lots if row["expires_us"] != 2**63 - 1 or row["project_id"]
     }
     edges = sorted({row["expires_us"] for row in lots if row["account_id"] in special})
-    now_us = await db.fetchval("SELECT (extract(epoch FROM clock_timestamp()) * 1000000)::bigint")
-    since_us = 0 if any(row["span"] == "ever" for row in limits) else now_us - _WINDOW_REACH_US
+    ever = any(row["span"] == "ever" for row in limits)
+    since_us = 0 if ever else max(0, earliest_us - _WINDOW_REACH_US)
     found = json.loads(
         await db.fetchval(_CLOSER, account_ids, since_us, sorted(special), edges or [0])
     )

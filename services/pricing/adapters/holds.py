@@ -219,6 +219,8 @@ async def _answers(
         shard,
         [op.ask.account_id for op in reserving],
         [op.ask.hold_id for op in reserving],
+        # One that grows says nothing of its event: what is open is looked up as it is.
+        min((op.ask.event_time_us for op in reserving if not op.grows), default=0),
     )
     made: dict[str, Open] = {}
     for op in reserving:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -49,6 +50,7 @@ class Progress:
         self._look = look
         self._waiters: set[_Waiter] = set()
         self._news = asyncio.Event()
+        self._commit = asyncio.Event()
 
     async def listen(self, tell: Callable[[bool], Awaitable[None]]) -> None:
         """Listen for commits for ever; run it as a task.
@@ -73,6 +75,14 @@ class Progress:
 
     def _on_notify(self, *_: Any) -> None:
         self._news.set()
+        self._commit.set()
+        self._commit = asyncio.Event()
+
+    async def next_commit(self, limit_s: float) -> None:
+        """Wait until the projector commits something, and for so long at the most."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self._commit.wait()
 
     async def wake(self) -> None:
         """Look for those that wait, for ever; run it as a task."""

@@ -26,7 +26,7 @@ from tollbook.pricing.v1 import money_pb2 as money
 MAX_AMOUNT_PICO: Final = 10**30
 """Of one change: 10^18 units of the currency. Sums stay well inside 128 bits."""
 _AMOUNT: Final = re.compile(r"0|[1-9][0-9]{0,38}")
-_WINDOW_WORDS: Final = {
+WINDOW_WORDS: Final = {
     accounts.SPEND_WINDOW_MINUTE: windows.MINUTE,
     accounts.SPEND_WINDOW_HOUR: windows.HOUR,
     accounts.SPEND_WINDOW_DAY: windows.DAY,
@@ -276,7 +276,7 @@ class CreditState:
             account.account_id,
             made.project_id,
             made.key_id,
-            _WINDOW_WORDS[made.window],
+            WINDOW_WORDS[made.window],
             made.time_zone or "UTC",
             amount_pico,
         )
@@ -454,7 +454,7 @@ def project_problem(made: accounts.ProjectCreated) -> str | None:
 
 def limit_problem(made: accounts.LimitSet) -> str | None:
     """What is wrong with a limit, or None."""
-    if made.window not in _WINDOW_WORDS:
+    if made.window not in WINDOW_WORDS:
         return "window is one of " + ", ".join(windows.WINDOWS)
     if made.HasField("amount") and (problem := amount_problem("amount", made.amount, 0)):
         return problem

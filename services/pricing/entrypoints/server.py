@@ -15,7 +15,6 @@ from pricing.adapters import database
 from pricing.adapters.answers import Reader
 from pricing.adapters.control_view import ControlView
 from pricing.adapters.credit_changes import CreditChanges
-from pricing.adapters.hold_answers import HoldAnswers
 from pricing.adapters.holds import HoldDoor
 from pricing.adapters.ledger_client import Ledger, LogReplacedError
 from pricing.adapters.migrate import MigrationError
@@ -23,6 +22,7 @@ from pricing.adapters.operator_changes import OperatorChanges
 from pricing.adapters.rate_cards import RateCards
 from pricing.adapters.recorder import Recorder
 from pricing.adapters.rehearser import Rehearser
+from pricing.adapters.usage_answers import UsageAnswers
 from pricing.settings import ServerSettings
 from tollbook.pricing.v1 import cards_pb2_grpc, pricing_pb2_grpc
 
@@ -53,7 +53,7 @@ async def serve(config: ServerSettings) -> None:
     reader = Reader(pool, config.pricing_postgres)
     clock = SystemClock()
     holds = HoldDoor(hold_pool)
-    answers = HoldAnswers(reader, ledger, view, holds, clock)
+    answers = UsageAnswers(reader, ledger, view, holds, clock)
     pricing_pb2_grpc.add_PricingServiceServicer_to_server(answers, door.grpc)
     changes = CreditChanges(reader, ledger, clock, answers, holds)
     pricing_pb2_grpc.add_ControlServiceServicer_to_server(changes, door.grpc)

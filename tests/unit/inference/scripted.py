@@ -13,6 +13,7 @@ from pathlib import Path
 
 from inference import engine as port
 from inference.adapters.spool import Limits, Spool
+from inference.app import credit
 from inference.app.books import Books
 from inference.app.generation import Caller, World
 from inference.app.requests import Requests, Served
@@ -115,6 +116,31 @@ class ScriptedEngine:
 
 
 @dataclass
+class ScriptedCredit:
+    """Credit for everybody, until `refusal` is set; notes what becomes of each hold."""
+
+    refusal: errors.TollbookError | None = None
+    asked: list[credit.Request] = field(default_factory=list)
+    open: set[str] = field(default_factory=set)
+    given_back: list[str] = field(default_factory=list)
+
+    async def hold(self, request: credit.Request) -> str:
+        self.asked.append(request)
+        if self.refusal is not None:
+            raise self.refusal
+        hold_id = f"hold of {request.event_id}"
+        self.open.add(hold_id)
+        return hold_id
+
+    def settled(self, hold_id: str) -> None:
+        self.open.discard(hold_id)
+
+    def release(self, account_id: str, hold_id: str) -> None:
+        self.open.discard(hold_id)
+        self.given_back.append(hold_id)
+
+
+@dataclass
 class Bench:
     """A registry on a scripted engine and a real spool."""
 
@@ -123,6 +149,7 @@ class Bench:
     streams: Streams
     books: Books
     requests: Requests
+    credit: ScriptedCredit
 
 
 def bench(folder: Path, limits: Limits | None = None, max_requests: int = 8) -> Bench:
@@ -135,13 +162,14 @@ def bench(folder: Path, limits: Limits | None = None, max_requests: int = 8) -> 
     spool.start()
     clock = SystemClock()
     books = Books(spool, streams, engine, ENGINE_ID, clock)
-    world = World(engine, ENGINE_ID, spool, streams, books, clock, telemetry.tracer("test"))
+    funds = ScriptedCredit()
+    world = World(engine, ENGINE_ID, spool, streams, books, funds, clock, telemetry.tracer("test"))
     requests = Requests(world, b"salt", max_requests)
     books.in_flight = requests.in_flight
     spool.count_source = books.changed_count
     target = port.Target("tiny", "tiny", "")
     requests.admit({"tiny": Served(target, usage.Provenance())})
-    return Bench(engine, spool, streams, books, requests)
+    return Bench(engine, spool, streams, books, requests, funds)
 
 
 CALLER = Caller("acct", "project", "key")

@@ -496,3 +496,46 @@ async def test_the_disk_at_any_instant_is_a_spool_that_settles_all(tmp_path: Pat
         assert len(settled_on_disk(copy)) <= 1
         await spool.close()
     assert os.listdir(tmp_path)
+
+
+# Credit ---------------------------------------------------------------------------------
+
+
+async def test_a_hold_comes_before_the_engine_and_goes_into_the_event(tmp_path: Path) -> None:
+    async with running(tmp_path) as made:
+        reader = reader_of(made, order("one", max_tokens=3, n=2))
+        run = await made.engine.next_run()
+        asked = made.credit.asked[0]
+        assert (asked.account_id, asked.event_id) == (CALLER.account_id, "one")
+        assert (asked.input_tokens, asked.max_output_tokens) == (
+            len(run.job.prompt.token_ids),
+            6,
+        )
+        assert made.credit.open == {"hold of one"}
+        made.engine.finish(run)
+        await read_all(reader)
+        await made.requests.settled()
+        assert event_of(made, "one").hold_id == "hold of one"
+        # The event ends it: nothing is given back here.
+        assert (made.credit.open, made.credit.given_back) == (set(), [])
+
+
+async def test_without_credit_the_engine_sees_nothing(tmp_path: Path) -> None:
+    async with running(tmp_path) as made:
+        made.credit.refusal = errors.QuotaExceeded("no credit", reason="NO_CREDIT")
+        reader = reader_of(made, order("one"))
+        with pytest.raises(errors.QuotaExceeded):
+            await read_all(reader)
+        assert not made.engine.running
+        assert not made.spool.journal.replays
+
+
+async def test_what_the_engine_refuses_gives_its_hold_back(tmp_path: Path) -> None:
+    async with running(tmp_path) as made:
+        reader = reader_of(made, order("one"))
+        refused = await made.engine.next_run()
+        refused.events.put_nowait(errors.InvalidArgument("not like this", reason="X"))
+        with pytest.raises(errors.InvalidArgument):
+            await read_all(reader)
+        await made.requests.settled()
+        assert (made.credit.open, made.credit.given_back) == (set(), ["hold of one"])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
     Bundle,
@@ -152,7 +152,7 @@ class Holds(RuleBasedStateMachine):
 
 
 TestHolds = Holds.TestCase
-TestHolds.settings = settings(max_examples=120, stateful_step_count=30, deadline=None)
+TestHolds.settings = settings(max_examples=60, stateful_step_count=25, deadline=None)
 
 
 @given(
@@ -209,6 +209,9 @@ lines:
 prices = st.integers(0, 50)
 
 
+@example(1, 9, 1, 1, 1, "generated", [0, 9, 0], [0, 0], 0)
+@example(1, 1, 9, 1, 1, "generated", [0, 0, 9], [0, 0], 0)
+@example(1, 1, 1, 1, 9, "generated", [0, 0, 0], [0, 9], 0)
 @given(
     prices,
     prices,

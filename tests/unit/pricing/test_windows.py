@@ -74,6 +74,16 @@ def test_a_day_lasts_as_long_as_its_clock_says(day: str, hours: int) -> None:
     assert windows.window_start_us(windows.DAY, zone, end_us) == end_us
 
 
+@pytest.mark.parametrize(
+    ("zone", "minutes"), [("UTC", 0), ("Asia/Kolkata", 30), ("Asia/Kathmandu", 15)]
+)
+def test_an_hour_begins_by_the_zones_own_clock(zone: str, minutes: int) -> None:
+    noon_us = at("2026-06-01T12:00:00", zone)
+    assert windows.window_start_us(windows.HOUR, zone, noon_us) == noon_us
+    assert windows.window_start_us(windows.HOUR, zone, noon_us - 1) == noon_us - 3_600_000_000
+    assert noon_us // windows.MINUTE_US % 60 == minutes
+
+
 def test_the_hour_that_comes_twice_is_two_windows() -> None:
     zone = "America/New_York"
     first_us = at("2026-11-01T01:30:00", zone)

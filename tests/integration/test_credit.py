@@ -1,0 +1,275 @@
+"""Holds, limits, lots and usage on the real tables: what the door and the answers say of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.integration.pricing_books import Books
+from tests.unit.pricing import builders as make
+
+from kernel import errors
+from kernel.clock import timestamp_of
+from pricing.adapters import credit_changes, database
+from pricing.adapters.answers import Reader
+from pricing.adapters.holds import HoldDoor, Made, Reserving
+from pricing.adapters.usage_answers import UsageAnswers
+from pricing.domain.holds import Ask, hold_id_of
+from tollbook.pricing.v1 import accounts_pb2, control_pb2, money_pb2, pricing_pb2, reports_pb2
+from tollbook.stack import Stack
+
+pytestmark = pytest.mark.integration
+
+TOKEN_PICO = 600_000
+MINUTE_US = 60_000_000
+DAY_US = 86_400_000_000
+
+
+def usd(amount_pico: int) -> money_pb2.Amount:
+    return money_pb2.Amount(currency="USD", amount_pico=str(amount_pico))
+
+
+class Call:
+    """Stands for a gRPC call's context."""
+
+    def time_remaining(self) -> float:
+        return 5.0
+
+
+@dataclass
+class Desk:
+    """Books, a door and the answers, on one database."""
+
+    books: Books
+    door: HoldDoor
+    answers: UsageAnswers
+    admin: Any
+
+    async def hold(
+        self, event_id: str, tokens: int, project: str = "", key: str = "", at_us: int = make.T0_US
+    ) -> Made:
+        ask = Ask(hold_id_of("acme", event_id), "acme", project, key, tokens * TOKEN_PICO, at_us)
+        return await self.door.reserve(Reserving(ask, "USD", 60_000_000))
+
+    async def refused(self, event_id: str, tokens: int, **more: Any) -> list[str]:
+        """The limits in the way of a hold."""
+        with pytest.raises(errors.QuotaExceeded) as caught:
+            await self.hold(event_id, tokens, **more)
+        return [limit.subject for limit in caught.value.violations]
+
+
+@pytest.fixture
+async def desk(pricing_tables: Stack) -> AsyncIterator[Desk]:
+    environment = pricing_tables.environment()
+    dsn = environment["TOLLBOOK_PRICING_POSTGRES"]
+    admin = await asyncpg.connect(environment["TOLLBOOK_POSTGRES"])
+    books = await Books.opened(admin, dsn, ("acme", "birch"))
+    pool = await database.open_pool(dsn, 4, asyncio.Event())
+    door = HoldDoor(pool)
+    running = asyncio.ensure_future(door.run())
+    reader: Any = Reader(pool, dsn)
+    answers = UsageAnswers(reader, None, None, door, None)  # type: ignore[arg-type]
+    try:
+        yield Desk(books, door, answers, admin)
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        pool.terminate()
+        await admin.close()
+
+
+async def set_limit(
+    desk: Desk, change: str, tokens: int, window: int, zone: str = "UTC", key: str = ""
+) -> None:
+    await desk.books.change(
+        limit_set=accounts_pb2.LimitSet(
+            change_id=change,
+            limit_id=f"limit{key}",
+            account_id="acme",
+            project_id="shop" if key else "",
+            window=window,  # type: ignore[arg-type]
+            time_zone=zone,
+            amount=usd(tokens * TOKEN_PICO),
+        )
+    )
+
+
+async def test_a_charge_drops_its_hold_and_leaves_the_others(desk: Desk) -> None:
+    await desk.books.grant("acme", 100 * TOKEN_PICO)
+    await desk.hold("one", 60)
+    assert await desk.refused("two", 41) == ["account:acme"]
+    made = await desk.hold("two", 40)
+    assert made.spendable_pico == 0
+    await desk.books.charge("acme", "one", 50)
+    assert (await desk.hold("three", 10)).spendable_pico == 0
+    with pytest.raises(errors.FailedPrecondition):
+        await desk.hold("one", 1)
+
+
+async def test_limits_of_a_window_count_what_is_spent_and_what_is_held(desk: Desk) -> None:
+    await desk.books.grant("acme", 10_000 * TOKEN_PICO)
+    await desk.books.charge("acme", "before", 30)
+    await set_limit(desk, "c1", 100, accounts_pb2.SPEND_WINDOW_DAY)
+    await set_limit(desk, "c2", 20, accounts_pb2.SPEND_WINDOW_DAY, key="x")
+    # 30 of the day were spent before there was a limit.
+    assert await desk.refused("a", 71) == ["limit:limit"]
+    await desk.hold("a", 50)
+    assert await desk.refused("b", 21) == ["limit:limit"]
+    # In the project the smaller limit is in the way first.
+    assert await desk.refused("c", 21, project="shop") == ["limit:limit", "limit:limitx"]
+    await desk.hold("d", 20, project="shop")
+    # The next day is another window; the charge frees what it did not use of its hold.
+    await desk.hold("e", 100, at_us=make.T0_US + DAY_US)
+    assert await desk.refused("f", 1) == ["limit:limit"]
+    await desk.books.charge("acme", "a", 10)
+    await desk.hold("f", 40)
+    assert await desk.refused("g", 1) == ["limit:limit"]
+    # Another zone, other windows, counted from the same events: T0 is the evening before there.
+    await set_limit(desk, "c3", 100, accounts_pb2.SPEND_WINDOW_DAY, "America/New_York")
+    spent = await desk.admin.fetch(
+        "SELECT window_start_us, amount_pico FROM limit_spent WHERE limit_id = 'limit'"
+    )
+    assert [(row["window_start_us"], int(row["amount_pico"])) for row in spent] == [
+        (make.T0_US - 19 * 3_600_000_000, 40 * TOKEN_PICO)
+    ]
+
+
+async def test_credit_that_is_for_a_project_or_ended_is_held_by_nobody_else(desk: Desk) -> None:
+    for grant_id, more in (
+        ("shop", {"project_id": "shop"}),
+        ("soon", {"expires_time": timestamp_of(make.T0_US + 10 * MINUTE_US)}),
+    ):
+        await desk.books.change(
+            credit_granted=control_pb2.CreditGranted(
+                grant_id=grant_id,
+                account_id="acme",
+                amount=usd(10 * TOKEN_PICO),
+                **more,
+            )
+        )
+    assert await desk.refused("a", 11) == ["account:acme"]
+    assert await desk.refused("b", 21, project="shop") == ["account:acme"]
+    late_us = make.T0_US + 10 * MINUTE_US
+    assert await desk.refused("c", 1, at_us=late_us) == ["account:acme"]
+    assert (await desk.hold("d", 10, project="shop", at_us=late_us)).spendable_pico == 0
+    # What the project holds is its own lot's: the other lot is free for all until it ends.
+    await desk.hold("e", 10)
+    await desk.books.charge("acme", "e", 10)
+    assert await desk.refused("f", 1) == ["account:acme"]
+
+
+async def test_postpaid_goes_as_far_below_as_its_terms_say(desk: Desk) -> None:
+    assert await desk.refused("a", 1) == ["account:acme"]
+    terms = accounts_pb2.TermsSet(
+        terms_id="t1", account_id="acme", credit_limit=usd(50 * TOKEN_PICO)
+    )
+    await desk.books.change(terms_set=terms)
+    await desk.hold("a", 50)
+    assert await desk.refused("b", 1) == ["account:acme"]
+    # What costs nothing is refused to nobody.
+    await desk.hold("free", 0)
+
+
+async def test_usage_is_summed_by_anything_and_balances_are_had_as_of_any_minute(
+    desk: Desk,
+) -> None:
+    await desk.books.grant("acme", 10_000 * TOKEN_PICO)
+    for number in range(6):
+        await desk.books.charge(
+            "acme",
+            f"e{number}",
+            10 + number,
+            make.T0_US + number * MINUTE_US,
+            project_id=f"p{number % 2}",
+            key_id=f"k{number % 3}",
+        )
+    span: dict[str, Any] = {
+        "account_id": "acme",
+        "from_time": timestamp_of(make.T0_US),
+        "to_time": timestamp_of(make.T0_US + DAY_US),
+    }
+    by: Any
+    for by in ((), (1,), (2, 3), (8, 9), tuple(range(1, 10))):
+        for bucket in accounts_pb2.SpendWindow.values():
+            request = reports_pb2.GetUsageRequest(
+                group_by=by, bucket=bucket, time_zone="Asia/Kolkata", **span
+            )
+            answer = await desk.answers.GetUsage(request, Call())
+            assert sum(int(row.charge.amount_pico) for row in answer.rows) == 75 * TOKEN_PICO
+            assert sum(row.amount for row in answer.rows) == 75
+            assert sum(row.requests for row in answer.rows) == 6
+    by_project = await desk.answers.GetUsage(
+        reports_pb2.GetUsageRequest(group_by=(reports_pb2.USAGE_DIMENSION_PROJECT,), **span), Call()
+    )
+    assert [(row.project_id, row.charged_amount) for row in by_project.rows] == [
+        ("p0", 10 + 12 + 14),
+        ("p1", 11 + 13 + 15),
+    ]
+    for minutes in range(7):
+        found = await desk.answers.GetBalance(
+            pricing_pb2.GetBalanceRequest(
+                account_id="acme", as_of_time=timestamp_of(make.T0_US + minutes * MINUTE_US)
+            ),
+            Call(),
+        )
+        charged = sum(10 + number for number in range(minutes)) * TOKEN_PICO
+        assert int(found.balance.charged.amount_pico) == charged
+        # The grant was recorded in the first instant, as all control records here.
+        granted = 10_000 * TOKEN_PICO if minutes else 0
+        assert int(found.balance.available.amount_pico) == granted - charged
+
+
+async def test_a_watched_balance_is_told_when_it_changes(desk: Desk) -> None:
+    await desk.books.grant("acme", 100 * TOKEN_PICO)
+    watch: Any = desk.answers.WatchBalance(
+        pricing_pb2.WatchBalanceRequest(account_id="acme"), Call()
+    )
+    first = await anext(watch)
+    assert int(first.balance.available.amount_pico) == 100 * TOKEN_PICO
+    await desk.hold("one", 30)
+    assert int((await anext(watch)).balance.held.amount_pico) == 30 * TOKEN_PICO
+    await desk.books.charge("acme", "one", 5)
+    last = (await anext(watch)).balance
+    assert (int(last.available.amount_pico), last.held.amount_pico) == (95 * TOKEN_PICO, "0")
+    await watch.aclose()
+
+
+async def test_a_rule_is_armed_again_only_above_its_threshold(desk: Desk) -> None:
+    async def due() -> list[int]:
+        return [row["crossings"] for row in await desk.admin.fetch(credit_changes.CROSSED)]
+
+    async def fire(crossing: int) -> None:
+        made = accounts_pb2.CreditToppedUp(
+            top_up_id=f"rule/acme/{crossing}",
+            account_id="acme",
+            amount=usd(5 * TOKEN_PICO),
+            crossing=crossing,
+        )
+        await desk.books.change(credit_topped_up=made)
+
+    await desk.books.grant("acme", 20 * TOKEN_PICO)
+    rule = accounts_pb2.TopUpRuleSet(
+        rule_id="r", account_id="acme", threshold=usd(10 * TOKEN_PICO), amount=usd(5 * TOKEN_PICO)
+    )
+    await desk.books.change(top_up_rule_set=rule)
+    assert await due() == []
+    await desk.books.charge("acme", "a", 18)
+    assert await due() == [0]
+    await fire(1)
+    # 7 now: still below, and paid for once. A second record of the crossing counts for nothing.
+    assert await due() == []
+    await fire(1)
+    await desk.books.charge("acme", "b", 1)
+    assert await due() == []
+    await desk.books.grant("acme", 10 * TOKEN_PICO)
+    await desk.books.charge("acme", "c", 10)
+    assert await due() == [1]
+    await fire(2)
+    balance = await desk.admin.fetchval(
+        "SELECT amount_pico FROM balance WHERE ledger_account = 'account:acme'"
+    )
+    assert int(balance) == (20 - 18 + 5 - 1 + 10 - 10 + 5) * TOKEN_PICO

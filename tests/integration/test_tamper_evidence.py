@@ -26,7 +26,7 @@ from ledger.adapters.publishing import Publisher
 from ledger.adapters.tile_store import TileStore
 from tollbook.ledger.v1 import ledger_pb2 as pb
 from tollbook.ledger.v1 import ledger_pb2_grpc
-from tollbook.stack.control import Stack, running_stack
+from tollbook.stack.control import Stack
 
 pytestmark = pytest.mark.integration
 
@@ -34,10 +34,9 @@ WAIT_S = 30.0
 _LOG = "control"
 
 
-@pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with running_stack(parts=["ledger-tiles"]) as running:
-        yield running
+@pytest.fixture
+def stack(evidence_stack: Stack) -> Stack:
+    return evidence_stack
 
 
 @asynccontextmanager

@@ -177,3 +177,32 @@ def test_charges_equal_an_exact_reference(events: list[tuple[int, int, int, str]
             plain * Fraction("0.15") + cached * Fraction("0.075") + output * Fraction("0.60")
         ) / 10**6
     assert 10**12 - state.available() == expected * 10**12
+
+
+TIERED_OUT = """
+card: later
+currency: USD
+effective_from: 2026-01-01T00:00:00Z
+lines:
+  - id: out
+    match: {model: long, direction: out}
+    per: 1_000_000
+    price: 1.00
+    tiers: {by: context_length, mode: whole_request, steps: [{over: 100, price: 5.00}]}
+"""
+
+
+def test_a_leaf_that_waited_is_priced_by_the_whole_context() -> None:
+    """Its prompt had a price before and waits no more; it is of the context all the same."""
+    state = opened()
+    prompt = make.CARD.replace("card: standard", "card: prompt").replace(
+        "model: tiny", "model: long"
+    )
+    only_in = "\n".join(line for line in prompt.splitlines() if "tiny-out" not in line)
+    state.control(make.card(3, only_in))
+    state.usage(0, 4, make.event(0, model="long", plain=101, output=10))
+    assert len(state.projection.suspense) == 1
+    before = state.available()
+    state.control(make.card(4, TIERED_OUT))
+    assert not state.projection.suspense
+    assert before - state.available() == 10 * 5_000_000

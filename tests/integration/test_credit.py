@@ -13,9 +13,10 @@ from tests.integration.pricing_books import Books
 from tests.unit.pricing import builders as make
 
 from kernel import errors
-from kernel.clock import timestamp_of
+from kernel.clock import SystemClock, timestamp_of
 from pricing.adapters import credit_changes, database
 from pricing.adapters.answers import Reader
+from pricing.adapters.control_view import ControlView
 from pricing.adapters.holds import HoldDoor, Made, Reserving
 from pricing.adapters.usage_answers import UsageAnswers
 from pricing.domain.holds import Ask, hold_id_of
@@ -72,7 +73,9 @@ async def desk(pricing_tables: Stack) -> AsyncIterator[Desk]:
     door = HoldDoor(pool)
     running = asyncio.ensure_future(door.run())
     reader: Any = Reader(pool, dsn)
-    answers = UsageAnswers(reader, None, None, door, None)  # type: ignore[arg-type]
+    view = ControlView(None)  # type: ignore[arg-type]
+    view.projection = books.projection
+    answers = UsageAnswers(reader, None, view, door, SystemClock())  # type: ignore[arg-type]
     try:
         yield Desk(books, door, answers, admin)
     finally:

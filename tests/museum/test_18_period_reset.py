@@ -1,0 +1,127 @@
+"""Budgets were reset by a timer, and what came around midnight counted twice or never:
+litellm#29576, #34733.
+
+Here a window is derived from the events' own time. 1,000 charges at once across
+a midnight, a change of the limit's zone and a clock change sum exactly.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from datetime import datetime
+from zoneinfo import ZoneInfo
+
+import pytest
+from tests.integration.pricing_world import World
+from tests.integration.replicas import replicas
+from tests.museum.prices import card
+
+from kernel.clock import timestamp_of
+from pricing.domain import windows
+from tollbook.pricing.v1 import accounts_pb2, holds_pb2, money_pb2, pricing_pb2, reports_pb2
+
+pytestmark = [pytest.mark.museum, pytest.mark.integration]
+
+BERLIN = "Europe/Berlin"
+HOUR_US = 3_600_000_000
+TOKEN_PICO = 10**6
+
+
+def instant(text: str, zone: str = BERLIN) -> int:
+    return windows.instant_us(datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)))
+
+
+def usd(amount_pico: int) -> money_pb2.Amount:
+    return money_pb2.Amount(currency="USD", amount_pico=str(amount_pico))
+
+
+async def set_limit(world: World, change_id: str, amount_pico: int, zone: str) -> None:
+    made = accounts_pb2.LimitSet(
+        change_id=change_id,
+        limit_id="m18",
+        account_id="m18",
+        window=accounts_pb2.SPEND_WINDOW_DAY,
+        time_zone=zone,
+        amount=usd(amount_pico),
+    )
+    await world.control.SetLimit(pricing_pb2.SetLimitRequest(limit=made), timeout=30)
+
+
+async def by_day(world: World, from_us: int, to_us: int, zone: str) -> dict[int, int]:
+    """What was charged in each day, by its first instant."""
+    answer = await world.pricing.GetUsage(
+        reports_pb2.GetUsageRequest(
+            account_id="m18",
+            from_time=timestamp_of(from_us),
+            to_time=timestamp_of(to_us),
+            bucket=accounts_pb2.SPEND_WINDOW_DAY,
+            time_zone=zone,
+        ),
+        timeout=30,
+    )
+    return {row.bucket_time.seconds * 10**6: int(row.charge.amount_pico) for row in answer.rows}
+
+
+async def test_a_thousand_charges_across_midnights_sum_exactly(world: World) -> None:
+    await world.open("m18")
+    await world.publish(card("m18", "m18-model", "1"))
+    await set_limit(world, "m18-1", 10**12, BERLIN)
+    dice = random.Random(18)
+    # Around an ordinary midnight, and around the two nights in which clocks are changed.
+    nights = [instant(f"{day}T00:00:00") for day in ("2026-02-10", "2026-03-29", "2026-10-25")]
+    events = [
+        (dice.choice(nights) + dice.randrange(-30 * HOUR_US, 30 * HOUR_US), dice.randint(1, 9))
+        for _ in range(1_000)
+    ]
+    expected: dict[str, dict[int, int]] = {zone: {} for zone in (BERLIN, "America/New_York")}
+    for at_us, tokens in events:
+        for zone, days in expected.items():
+            # The reference asks the calendar, not the windows.
+            midnight = datetime.fromtimestamp(at_us // 10**6, ZoneInfo(zone)).replace(
+                hour=0, minute=0, second=0, microsecond=0, fold=0
+            )
+            start = windows.instant_us(midnight)
+            days[start] = days.get(start, 0) + tokens * TOKEN_PICO
+    sent = await asyncio.gather(
+        *(
+            world.use("m18", model="m18-model", output=tokens, at_us=at_us, priced=False)
+            for at_us, tokens in events
+        )
+    )
+    for event_id in sent[-20:]:
+        await world.balance("m18", event_id=event_id)
+    await world.balance("m18", wait_for=await world.recorded())
+    first, end = min(nights) - 40 * HOUR_US, max(nights) + 40 * HOUR_US
+    for zone, days in expected.items():
+        assert await by_day(world, first, end, zone) == days
+
+
+async def test_a_limit_holds_across_midnight_and_a_change_of_zone(world: World) -> None:
+    """Holds at the limit itself: a thousand ask at once, of both sides of the next midnight."""
+    await world.open("m18-now")
+    made = accounts_pb2.LimitSet(
+        change_id="m18-now-1",
+        limit_id="m18-now",
+        account_id="m18-now",
+        window=accounts_pb2.SPEND_WINDOW_MINUTE,
+        amount=usd(30),
+    )
+    await world.control.SetLimit(pricing_pb2.SetLimitRequest(limit=made), timeout=30)
+    edge_us = windows.minute_us(windows.instant_us(datetime.now(ZoneInfo("UTC")))) + 5 * 60 * 10**6
+    async with replicas(world.stack) as servers:
+
+        async def ask(number: int) -> holds_pb2.ReserveResponse | None:
+            at_us = edge_us + (number % 2000 - 1000) * 20_000
+            return await servers.reserve(
+                "m18-now", f"m18-{number}", 1, 600_000, event_time=timestamp_of(at_us)
+            )
+
+        answers = await asyncio.gather(*(ask(number) for number in range(0, 2_000, 2)))
+        sides = [
+            answer.hold.event_time.ToMicroseconds() >= edge_us
+            for answer in answers
+            if answer is not None
+        ]
+        # Exactly the limit on each side of the edge, however they came.
+        assert (sides.count(False), sides.count(True)) == (30, 30)

@@ -28,6 +28,7 @@ from inference.adapters.spool import Spool
 from inference.adapters.vllm_engine import VllmEngine
 from inference.adapters.vllm_start import VllmOptions
 from inference.app.books import Books
+from inference.app.credit import Request
 from inference.app.generation import Caller, Reader, World
 from inference.app.requests import Requests
 from inference.app.streams import Streams
@@ -135,6 +136,21 @@ async def one_round(ask: Ask, salt: str, concurrency: int, requests: int, into: 
     into.tokens_per_s.append(tokens / (time.perf_counter() - begin))
 
 
+class _Unheld:
+    """Credit that is never asked for: holds cost a call to pricing, which `path` measures."""
+
+    async def hold(self, request: Request) -> str:
+        """No hold."""
+        del request
+        return ""
+
+    def settled(self, hold_id: str) -> None:
+        """Nothing is held."""
+
+    def release(self, account_id: str, hold_id: str) -> None:
+        """Nothing is held."""
+
+
 @asynccontextmanager
 async def _metering(
     engine: port.Engine, model: Path, warm_up: int, directory: Path, kafka: str, topic: str
@@ -148,7 +164,7 @@ async def _metering(
     publisher = Publisher(spool, kafka, topic, PARTITIONS)
     spool.on_commit = publisher.wake
     books = Books(spool, streams, engine, boot, clock)
-    world = World(engine, boot, spool, streams, books, clock, telemetry.tracer("bench"))
+    world = World(engine, boot, spool, streams, books, _Unheld(), clock, telemetry.tracer("bench"))
     requests = Requests(world, b"bench", max_requests=1_024)
     books.in_flight = requests.in_flight
     books.discard(usage.WASTE_KIND_WARM_UP, warm_up)

@@ -101,11 +101,34 @@ async def test_a_worker_that_slept_past_its_lease_finds_its_log_taken(world: Led
                 await world.wait_size((await world.size()) + 100)
             finally:
                 sleeper.send(signal.SIGCONT)
-            await until("it knows", functools.partial(said, sleeper, '"lost"', "FencedError"))
+            await until("it knows", functools.partial(said, sleeper, '"lost"'))
             await world.wait_size((await world.size()) + 100)
     await world.check()
     assert (await world.head())["epoch"] >= 3
     assert [worker.stop() for worker in workers] == [0, 0]
+
+
+async def test_an_idle_owner_learns_that_its_log_is_anothers(world: LedgerWorld) -> None:
+    """It has nothing to write, so no fence tells it; else it would count the log as its share."""
+    async with world.workforce() as force:
+        await world.produce(10)
+        await world.check()
+        await world.db.execute(
+            "UPDATE log_head SET epoch = epoch + 1, owner = 'another',"
+            " lease_until = now() + interval '3 seconds' WHERE name LIKE 'usage-%'"
+        )
+
+        async def knows() -> bool:
+            return not force.owned()
+
+        await until("it knows", knows)
+
+        async def takes_it_again() -> bool:
+            return bool(force.owned())
+
+        await until("it takes it when that lease has run out", takes_it_again)
+        await world.produce(10, seed=2)
+        await world.check()
 
 
 async def living(world: LedgerWorld, count: int) -> bool:

@@ -78,6 +78,7 @@ class Workforce:
         """Work until stopped; `on_ready` is told twice a second whether all is well."""
         self._notifier.start()
         reporting = asyncio.create_task(self._report(on_ready))
+        keeping = asyncio.create_task(self._keep())
         tick = 0
         try:
             while not stopped.is_set():
@@ -94,7 +95,12 @@ class Workforce:
                 await self._pause(stopped)
         finally:
             reporting.cancel()
+            keeping.cancel()
             await self._leave()
+
+    def owned(self) -> list[str]:
+        """The logs that it works on."""
+        return sorted(writer.head.name for writer, _, _ in self._writers.values())
 
     async def _report(self, on_ready: Callable[[bool], Awaitable[None]]) -> None:
         """Say how it is, apart from the work: what hangs cannot say so itself."""
@@ -187,6 +193,46 @@ class Workforce:
             await self._give_up(db, len(self._writers) - share)
             await self._take(db, share - len(self._writers))
 
+    async def _keep(self) -> None:
+        """Renew the leases apart from the work: what a take-over loads takes as long as it does."""
+        while True:
+            await asyncio.sleep(self._lease_ms / 3000)
+            try:
+                async with self._pool.acquire() as db:
+                    await self._renew(db)
+            except database.AWAY:
+                continue  # the next tick says so
+
+    async def _renew(self, db: Any) -> None:
+        """Say that this worker lives and works on its logs; learn which of them are another's.
+
+        An owner learns of a fence when it writes. One that has nothing to write would never, and
+        would count the log among its own while its true owner does too: then nobody has room for
+        the logs that are free.
+        """
+        mine = {log_id: writer.head.epoch for log_id, (writer, _, _) in self._writers.items()}
+        await db.execute(
+            "INSERT INTO worker VALUES ($1, now() + $2::bigint * interval '1 millisecond')"
+            " ON CONFLICT (worker_id) DO UPDATE SET lease_until = excluded.lease_until",
+            self.worker_id,
+            self._lease_ms,
+        )
+        rows = await db.fetch(
+            "UPDATE log_head SET lease_until = now() + $2::bigint * interval '1 millisecond'"
+            " WHERE owner = $1 AND log_id = ANY($3::int[]) RETURNING log_id, epoch",
+            self.worker_id,
+            self._lease_ms,
+            list(mine),
+        )
+        held = {row["log_id"]: row["epoch"] for row in rows}
+        for log_id, epoch in mine.items():
+            if held.get(log_id) == epoch or log_id not in self._writers:
+                continue
+            writer, task, _ = self._writers[log_id]
+            if writer.head.epoch == epoch and not task.done():
+                log.warning("lost", log=writer.head.name, epoch=epoch, error="another owns it")
+                task.cancel()
+
     async def _give_up(self, db: Any, count: int) -> None:
         for log_id in sorted(self._writers, reverse=True)[: max(count, 0)]:
             writer, task, stop = self._writers.pop(log_id)
@@ -235,7 +281,7 @@ class Workforce:
 
         Errors: whatever a writer failed with that nobody foresaw.
         """
-        error = task.exception()
+        error = None if task.cancelled() else task.exception()
         head = writer.head
         if isinstance(error, (SourceError, BrokenLogError)):
             log.error("HALTED", log=head.name, epoch=head.epoch, problem=str(error))

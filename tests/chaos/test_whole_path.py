@@ -62,6 +62,23 @@ async def world(whole_stack: Stack) -> AsyncIterator[WholeWorld]:
         yield made
 
 
+@pytest_asyncio.fixture(scope="module", loop_scope="module", autouse=True)
+async def others_conflicts(world: WholeWorld) -> int:
+    """Conflicts that stood in the logs before: other tests on this stack send some on purpose."""
+    return await conflicts(world)
+
+
+async def conflicts(world: WholeWorld) -> int:
+    """Entries of all usage logs that are conflicts."""
+    return sum(
+        item.entries
+        for log, state in (await world.logs()).items()
+        if log not in (CONTROL_LOG, CUT_LOG)
+        for item in state.dispositions
+        if item.disposition == ledger_pb2.DISPOSITION_CONFLICT
+    )
+
+
 def many(name: str, count: int) -> list[Asked]:
     """Requests of all accounts and both models, short and long: most as streams, some in one
     answer, one in ten left midway, one in ten sent twice at once.
@@ -224,15 +241,11 @@ async def test_everything_is_killed_and_nothing_is_lost(world: WholeWorld) -> No
 
 
 async def test_the_log_holds_all_of_it_and_an_outsider_agrees(
-    world: WholeWorld, tmp_path: Path
+    world: WholeWorld, others_conflicts: int, tmp_path: Path
 ) -> None:
     """After all that: the logs are whole, and an export of them is audited without a finding."""
     await world.check_everything(world.asked.values())
-    logs = await world.logs()
-    for log, state in logs.items():
-        if log not in (CONTROL_LOG, CUT_LOG):
-            found = {item.disposition: item.entries for item in state.dispositions}
-            assert not found.get(ledger_pb2.DISPOSITION_CONFLICT)
+    assert await conflicts(world) == others_conflicts
     check_streams(await world.leaves(), world)
     answer = await again(lambda: world.control.CreateCut(pricing_pb2.CreateCutRequest()))
     sums = answer.cut.conservation

@@ -69,3 +69,8 @@ def compiler(sources: Sequence[Path], salt: bytes = b"") -> Compile:
             numba.config.CACHE_DIR = theirs
 
     return compiled
+
+
+def inlined(function: F) -> F:
+    """A function that becomes part of the compiled ones that call it."""
+    return cast(F, numba.njit(inline="always")(function))

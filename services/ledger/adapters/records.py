@@ -16,8 +16,9 @@ import numpy as np
 from aiokafka import codec
 from aiokafka.record.util import calc_crc32c
 
+from kernel.jit import inlined
 from ledger.domain.columns import ABSENT, Columns, joined
-from ledger.domain.compiled.jit import compiled, inlined
+from ledger.domain.compiled.jit import compiled
 
 MAX_BATCH_BYTES: Final = 64 * 1024 * 1024
 """Largest batch that is read, unpacked: beyond it a compressed one may be a bomb."""

@@ -22,13 +22,20 @@ from typing import Any, Final
 import numpy as np
 
 from kernel import leaf as leaves
+from kernel import varint as varints
 from kernel.jit import compiler
+from kernel.varint import varint
 from pricing.domain.events import MAX_QUANTITY
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.usage.v1 import usage_pb2 as usage
 
 _compiled: Final = compiler(
-    (Path(__file__), Path(leaves.__file__), Path(__file__).with_name("events.py")),
+    (
+        Path(__file__),
+        Path(leaves.__file__),
+        Path(varints.__file__),
+        Path(__file__).with_name("events.py"),
+    ),
     usage.DESCRIPTOR.serialized_pb + ledger.DESCRIPTOR.serialized_pb,
 )
 
@@ -141,21 +148,6 @@ _CHOICE_COUNT: Final = _FIELDS["choice_count"].number
 
 
 @_compiled
-def _varint(data: Any, at: Any, end: int) -> Any:
-    """(value, place after it) of a varint below 2**63; place -1 when it is none."""
-    value = np.int64(0)
-    shift = 0
-    while at < end and shift < 63:
-        byte = np.int64(data[at])
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-    return np.int64(0), -1
-
-
-@_compiled
 def _is_ascii(data: Any, at: int, length: int) -> bool:
     bad = False
     for place in range(at, at + length):
@@ -174,7 +166,7 @@ def _instant(data: Any, at: int, end: int, into: Any) -> bool:
         if tag & 7 != _VARINT or number <= last or number > 2:
             return False
         last = number
-        value, at = _varint(data, at, end)
+        value, at = varint(data, at, end)
         if at < 0 or value > (_MAX_SECONDS if number == 1 else _MAX_NANOS):
             return False
         into[number - 1] = value
@@ -192,7 +184,7 @@ def _digests(data: Any, at: int, end: int) -> bool:
         if tag & 7 != _LENGTH or number <= last or number > 4:
             return False
         last = number
-        length, at = _varint(data, at, end)
+        length, at = varint(data, at, end)
         if at < 0 or length > end - at:
             return False
         at += length
@@ -212,7 +204,7 @@ def _quantity(data: Any, at: int, end: int, row: Any) -> bool:
         if number <= last or number > 9:
             return False
         last = number
-        value, at = _varint(data, at, end)
+        value, at = varint(data, at, end)
         if at < 0:
             return False
         if number == 7:
@@ -255,7 +247,7 @@ def _event(
         if number < last or (number == last and number != _QUANTITIES):
             return -1
         last = number
-        value, at = _varint(data, at, end)
+        value, at = varint(data, at, end)
         if at < 0:
             return -1
         if tag & 7 == _VARINT:
@@ -319,7 +311,7 @@ def _record(
         last = number
         if tag & 7 != (_VARINT if number == 2 else _LENGTH):
             return -1
-        value, at = _varint(data, at, end)
+        value, at = varint(data, at, end)
         if at < 0:
             return -1
         if number == 2:

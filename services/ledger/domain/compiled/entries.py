@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 
 from kernel import leaf as leaf_format
+from kernel.jit import inlined
 from kernel.leaf import HEADER_BYTES, MAX_KEY_BYTES, VERSION
 from ledger.domain.admission import ACCEPTED
 from ledger.domain.columns import Bytes, Columns, Numbers
-from ledger.domain.compiled.jit import compiled, copy, inlined
+from ledger.domain.compiled.jit import compiled, copy
 
 _LENGTH_BYTES = 2
 

@@ -10,8 +10,9 @@ from typing import Any, Final
 
 import numpy as np
 
+from kernel.jit import inlined
 from kernel.leaf import HEADER_BYTES
-from ledger.domain.compiled.jit import compiled, copy, inlined
+from ledger.domain.compiled.jit import compiled, copy
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.usage.v1 import usage_pb2 as usage
 

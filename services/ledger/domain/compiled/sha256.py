@@ -15,7 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from ledger.domain.compiled.jit import compiled, inlined
+from kernel.jit import inlined
+from ledger.domain.compiled.jit import compiled
 
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]

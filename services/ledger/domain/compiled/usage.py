@@ -17,8 +17,10 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kernel.jit import inlined
+from kernel.varint import varint
 from ledger.domain.columns import Bytes, Columns, Numbers
-from ledger.domain.compiled.jit import compiled, copy, inlined
+from ledger.domain.compiled.jit import compiled, copy
 from ledger.domain.compiled.sha256 import hash_slices
 from ledger.domain.scan import MAX_AMOUNT, MAX_QUANTITIES, MAX_VALUE_BYTES
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -70,21 +72,6 @@ _CHOICE_COUNT: Final = usage.UsageEvent.CHOICE_COUNT_FIELD_NUMBER
 
 
 @inlined
-def _varint(data: Any, at: int, end: int) -> tuple[int, int]:
-    """(value, position after it) of a varint below 2**63; position _BAD when it is none."""
-    value: Any = 0
-    shift = 0
-    while at < end and shift < 63:
-        byte = np.int64(data[np.uint64(at)])
-        at += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            return value, at
-        shift += 7
-    return 0, _BAD
-
-
-@inlined
 def _is_text(data: Any, at: int, length: int) -> bool:
     """Whether these bytes are ASCII without a NUL."""
     # No way out of the loop and no signed index, so that it becomes vector instructions.
@@ -107,7 +94,7 @@ def _plain_instant(data: Any, at: int, end: int) -> bool:
         if tag & 7 != _VARINT or number <= last or number > 2:
             return False
         last = number
-        value, at = _varint(data, at, end)
+        value, at = varint(data, at, end)
         if at < 0:
             return False
         if value > (_MAX_SECONDS if number == 1 else 999_999_999):
@@ -126,7 +113,7 @@ def _plain_digests(data: Any, at: int, end: int) -> bool:
         if tag & 7 != _LENGTH or number <= last or number > 4:
             return False
         last = number
-        length, at = _varint(data, at, end)
+        length, at = varint(data, at, end)
         if at < 0 or length > 32 or length > end - at:
             return False
         at += length
@@ -146,7 +133,7 @@ def _plain_quantity(data: Any, at: int, end: int) -> int:
         if tag & 7 != _VARINT or number <= last or number > 9:
             return _BAD
         last = number
-        value, at = _varint(data, at, end)
+        value, at = varint(data, at, end)
         if at < 0:
             return _BAD
         if number == 1:
@@ -209,7 +196,7 @@ def _plain_event(data: Any, at: int, end: int, kinds: Any, ids: Any) -> bool:
         if number < last or (number == last and number != _QUANTITIES):
             return False
         last = number
-        value, at = _varint(data, at, end)
+        value, at = varint(data, at, end)
         if at < 0:
             return False
         if wire == _LENGTH:
@@ -292,7 +279,7 @@ def _read_plain(
         while good and at < end:
             tag = data[at]
             number = tag >> 3
-            value, at = _varint(data, at + 1, end)
+            value, at = varint(data, at + 1, end)
             if at < 0 or number <= last or number > 5:
                 good = False
             elif number == 2:

@@ -63,6 +63,13 @@ class InvalidArgument(TollbookError):
 
     violations: tuple[FieldViolation, ...] = ()
 
+    @classmethod
+    def of_field(cls, field: str, problem: str, message: str = "") -> InvalidArgument:
+        """Of one field; `message` where people are told more than the field's problem."""
+        return cls(
+            message or problem, "INVALID_FIELD", violations=(FieldViolation(field, problem),)
+        )
+
 
 class Unauthenticated(TollbookError):
     """No key, or an unknown one."""

@@ -140,10 +140,10 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
         before = _BEFORE_ALL
         if request.page_token:
             if not request.page_token.isdecimal() or len(request.page_token) > 18:
-                raise errors.InvalidArgument(
+                raise errors.InvalidArgument.of_field(
+                    "page_token",
+                    "take it from the answer",
                     "page_token is not one of a previous answer",
-                    reason="INVALID_FIELD",
-                    violations=(errors.FieldViolation("page_token", "take it from the answer"),),
                 )
             before = int(request.page_token)
 

@@ -19,6 +19,7 @@ from pricing.adapters.answers import Reader, no_account
 from pricing.adapters.card_text import card_in
 from pricing.adapters.cuts import write_cut
 from pricing.adapters.ledger_client import Ledger
+from pricing.adapters.recorder import append
 from pricing.domain import control, credit
 from pricing.domain.card import Card, content_hash
 from tollbook.pricing.v1 import control_pb2, pricing_pb2, pricing_pb2_grpc
@@ -49,7 +50,7 @@ class ControlChanges(pricing_pb2_grpc.ControlServiceServicer):
     ) -> pricing_pb2.CreateAccountResponse:
         """Create an account, or find the same one created before."""
         made = request.account
-        _refuse("account", control.account_problem(made))
+        refuse("account", control.account_problem(made))
         row = await self._once(
             _key_of("account", made.account_id, request.request_id),
             control_pb2.ControlRecord(account_created=made),
@@ -69,7 +70,7 @@ class ControlChanges(pricing_pb2_grpc.ControlServiceServicer):
     ) -> pricing_pb2.CreateKeyResponse:
         """Create a key, or find the same one created before."""
         made = request.key
-        _refuse("key", control.key_problem(made))
+        refuse("key", control.key_problem(made))
         if await self._row(_ACCOUNT, made.account_id) is None:
             raise no_account(made.account_id)
         row = await self._once(
@@ -110,7 +111,7 @@ class ControlChanges(pricing_pb2_grpc.ControlServiceServicer):
     ) -> pricing_pb2.GrantCreditResponse:
         """Grant credit once for each grant_id."""
         made = request.grant
-        _refuse("grant", control.grant_problem(made))
+        refuse("grant", control.grant_problem(made))
         account = await self._row(_ACCOUNT, made.account_id)
         if account is None:
             raise no_account(made.account_id)
@@ -224,16 +225,13 @@ class ControlChanges(pricing_pb2_grpc.ControlServiceServicer):
 
     async def _append(self, key: str, record: control_pb2.ControlRecord, context: Any) -> int:
         """Position of the record; of the log's last one when the key is taken already."""
-        record.recorded_time.CopyFrom(timestamp_of(self._clock.now_us()))
         if not record.actor:
             record.actor = _actor(context)
-        payload = record.SerializeToString(deterministic=True)
-        try:
-            return (await self._ledger.append(CONTROL_LOG, key, payload)).position
-        except errors.AlreadyExists:
-            # The same or a rival change got there first: it stands before the log's end.
-            listed = await self._ledger.logs()
-            return next(state.size for state in listed.logs if state.log == CONTROL_LOG) - 1
+        position = await append(self._ledger, self._clock, key, record)
+        if position is not None:
+            return position
+        # The same or a rival change got there first: it stands before the log's end.
+        return await self._ledger.size(CONTROL_LOG) - 1
 
 
 def _key_of(kind: str, ident: str, request_id: str) -> str:
@@ -241,13 +239,10 @@ def _key_of(kind: str, ident: str, request_id: str) -> str:
     return f"request:{request_id}"[:128] if request_id else f"{kind}:{ident}"
 
 
-def _refuse(field: str, problem: str | None) -> None:
+def refuse(field: str, problem: str | None) -> None:
+    """Raise InvalidArgument if there is a problem with a field."""
     if problem is not None:
-        raise errors.InvalidArgument(
-            problem,
-            reason="INVALID_FIELD",
-            violations=(errors.FieldViolation(field, problem),),
-        )
+        raise errors.InvalidArgument.of_field(field, problem)
 
 
 def _publication(

@@ -18,7 +18,7 @@ from kernel import errors
 from kernel.clock import Clock
 from pricing.adapters import queries
 from pricing.adapters.answers import PricingAnswers, Reader, no_account
-from pricing.adapters.changes import ControlChanges
+from pricing.adapters.changes import ControlChanges, refuse
 from pricing.adapters.holds import HoldDoor, Reserving
 from pricing.adapters.ledger_client import Ledger
 from pricing.domain import credit
@@ -72,7 +72,7 @@ class CreditChanges(ControlChanges):
     ) -> pricing_pb2.CreateProjectResponse:
         """Create a project, or find the same one created before."""
         made = request.project
-        _refuse("project", credit.project_problem(made))
+        refuse("project", credit.project_problem(made))
         position = await self._change(credit.PROJECT, made, context)
         return pricing_pb2.CreateProjectResponse(position=position)
 
@@ -81,7 +81,7 @@ class CreditChanges(ControlChanges):
     ) -> pricing_pb2.SetTermsResponse:
         """Set how far an account may go below 0."""
         made = request.terms
-        _refuse("terms.credit_limit", credit.amount_problem("credit_limit", made.credit_limit, 0))
+        refuse("terms.credit_limit", credit.amount_problem("credit_limit", made.credit_limit, 0))
         position = await self._change(credit.TERMS, made, context)
         return pricing_pb2.SetTermsResponse(position=position)
 
@@ -90,7 +90,7 @@ class CreditChanges(ControlChanges):
     ) -> pricing_pb2.SetLimitResponse:
         """Set, change or lift a limit of what is spent in a window."""
         made = request.limit
-        _refuse("limit", credit.limit_problem(made))
+        refuse("limit", credit.limit_problem(made))
         position = await self._change(credit.LIMIT, made, context)
         return pricing_pb2.SetLimitResponse(position=position)
 
@@ -99,7 +99,7 @@ class CreditChanges(ControlChanges):
     ) -> pricing_pb2.RefundChargeResponse:
         """Give back an event's charge, or a part of it, once."""
         made = request.refund
-        _refuse("refund", credit.refund_problem(made))
+        refuse("refund", credit.refund_problem(made))
         receipt = await self._answers.receipt(made.account_id, made.event_id)
         total_pico = int(receipt.total.amount_pico or "0")
         if int(made.amount.amount_pico) > total_pico:
@@ -116,7 +116,7 @@ class CreditChanges(ControlChanges):
     ) -> pricing_pb2.TransferCreditResponse:
         """Move credit to another account: held first, so that it cannot be spent meanwhile."""
         made = request.transfer
-        _refuse("transfer", credit.transfer_problem(made))
+        refuse("transfer", credit.transfer_problem(made))
         # One transfer, one hold: a repeat finds the same one.
         hold_id = hold_id_of(made.from_account_id, f"transfer:{made.transfer_id}")
         made.hold_id = hold_id
@@ -145,7 +145,7 @@ class CreditChanges(ControlChanges):
     ) -> pricing_pb2.SetTopUpRuleResponse:
         """Set when an account is topped up by itself."""
         made = request.rule
-        _refuse("rule", credit.rule_problem(made))
+        refuse("rule", credit.rule_problem(made))
         position = await self._change(credit.RULE, made, context)
         return pricing_pb2.SetTopUpRuleResponse(position=position)
 
@@ -155,8 +155,8 @@ class CreditChanges(ControlChanges):
         """Add credit that was paid for, once for each top_up_id."""
         made = request.top_up
         if made.crossing:
-            _refuse("top_up.crossing", "only the account's rule counts crossings; leave it 0")
-        _refuse("top_up", credit.top_up_problem(made))
+            refuse("top_up.crossing", "only the account's rule counts crossings; leave it 0")
+        refuse("top_up", credit.top_up_problem(made))
         position = await self._change(credit.TOP_UP, made, context)
         return pricing_pb2.TopUpResponse(position=position)
 
@@ -217,12 +217,3 @@ def _key(kind: str, ident: str) -> str:
     """The idempotency key of a change, at most 128 characters."""
     key = f"{kind}:{ident}"
     return key if len(key) <= 128 else f"{kind}:{hashlib.sha256(ident.encode()).hexdigest()}"
-
-
-def _refuse(field: str, problem: str | None) -> None:
-    if problem is not None:
-        raise errors.InvalidArgument(
-            problem,
-            reason="INVALID_FIELD",
-            violations=(errors.FieldViolation(field, problem),),
-        )

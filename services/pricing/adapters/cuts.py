@@ -43,8 +43,7 @@ async def _write(reader: Reader, ledger: Ledger, clock: Clock) -> tuple[int, con
     async def read(db: Any) -> tuple[queries.Snapshot, control_pb2.ConservationCut]:
         return await queries.snapshot(db), await queries.conservation(db)
 
-    listed = await ledger.logs()
-    written = next((state.size for state in listed.logs if state.log == CUT_LOG), 0)
+    written = await ledger.size(CUT_LOG)
     before = await _last_cut(ledger, written)
     snapshot, conservation = await reader.in_snapshot(read)
     cut = control_pb2.Cut(
@@ -53,7 +52,7 @@ async def _write(reader: Reader, ledger: Ledger, clock: Clock) -> tuple[int, con
         rating_version=RATING_VERSION,
         conservation=conservation,
     )
-    # Listed anew: the logs reach at least as far as what was projected of them.
+    # Listed now: the logs reach at least as far as what was projected of them.
     listed = await ledger.logs()
     for state in sorted(listed.logs, key=lambda state: state.log):
         if state.log != CUT_LOG:

@@ -164,20 +164,20 @@ def _event_time_us(given: Timestamp, is_given: bool, now_us: int) -> int:
         return now_us
     at_us = us_of(given)
     if abs(at_us - now_us) > _FARTHEST_US:
-        raise errors.InvalidArgument(
+        raise errors.InvalidArgument.of_field(
+            "event_time",
+            "give the time of the request",
             "event_time is more than 15 minutes from now",
-            reason="INVALID_FIELD",
-            violations=(errors.FieldViolation("event_time", "give the time of the request"),),
         )
     return at_us
 
 
 def _amount_of(amount: money_pb2.Amount) -> int:
     if not _AMOUNT.fullmatch(amount.amount_pico) or int(amount.amount_pico) > MAX_HOLD_PICO:
-        raise errors.InvalidArgument(
+        raise errors.InvalidArgument.of_field(
+            "amount.amount_pico",
+            "0 to 10^30",
             "a hold's amount is 0 to 10^18 units of the currency, in pico-units",
-            reason="INVALID_FIELD",
-            violations=(errors.FieldViolation("amount.amount_pico", "0 to 10^30"),),
         )
     return int(amount.amount_pico)
 

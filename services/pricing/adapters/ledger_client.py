@@ -90,6 +90,11 @@ class Ledger:
             self.stub.ListLogs(ledger_pb2.ListLogsRequest(), timeout=CALL_TIMEOUT_S)
         )
 
+    async def size(self, name: str) -> int:
+        """Entries of a log now; 0 where there is none of that name. Errors: as `answer`."""
+        listed = await self.logs()
+        return next((state.size for state in listed.logs if state.log == name), 0)
+
     async def append(
         self, name: str, key: str, payload: bytes, expected_size: int | None = None
     ) -> ledger_pb2.AppendResponse:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from kernel import errors
+from pricing.adapters.changes import refuse
 from pricing.adapters.recorder import Recorder
 from pricing.adapters.who import operator_if_any, operator_with
 from pricing.domain.operators import ADMIN, operator_problem
@@ -27,12 +28,7 @@ class OperatorChanges(cards_pb2_grpc.OperatorServiceServicer):
         known = state.operators.by_id.get(made.operator_id)
         if known is None:
             actor = operator_if_any(context, state.operators, ADMIN)
-            if problem := operator_problem(made):
-                raise errors.InvalidArgument(
-                    problem,
-                    reason="INVALID_FIELD",
-                    violations=(errors.FieldViolation("operator", problem),),
-                )
+            refuse("operator", operator_problem(made))
             why = await self._recorder.record(
                 f"operator:{made.operator_id}:{state.size}",
                 control_pb2.ControlRecord(operator_created=made),

@@ -21,6 +21,21 @@ from tollbook.pricing.v1 import control_pb2
 _WAIT_S: Final = 10.0
 
 
+async def append(
+    ledger: Ledger, clock: Clock, key: str, record: control_pb2.ControlRecord
+) -> int | None:
+    """Append a record with the time it has now; gives its position, None when the key is taken.
+
+    Errors: as Ledger.append.
+    """
+    record.recorded_time.CopyFrom(timestamp_of(clock.now_us()))
+    payload = record.SerializeToString(deterministic=True)
+    try:
+        return (await ledger.append(CONTROL_LOG, key, payload)).position
+    except errors.AlreadyExists:
+        return None
+
+
 class Recorder:
     """Appends changes to the control log."""
 
@@ -37,8 +52,7 @@ class Recorder:
 
     async def current(self) -> ControlState:
         """The same, with everything that was recorded before this call. Errors: Unavailable."""
-        size = await self._control_size()
-        await self._view.reach(size, _WAIT_S)
+        await self._view.reach(await self._ledger.size(CONTROL_LOG), _WAIT_S)
         return self.state
 
     async def record(self, key: str, record: control_pb2.ControlRecord, actor: str) -> str:
@@ -50,26 +64,17 @@ class Recorder:
         """
         position = await self.append(key, record, actor)
         if position is None:
-            await self.reached(await self._control_size())
+            await self.reached(await self._ledger.size(CONTROL_LOG))
             return "another change was recorded meanwhile; look, and ask again"
         await self.reached(position + 1)
         return self._view.why_ignored(position) or ""
 
     async def append(self, key: str, record: control_pb2.ControlRecord, actor: str) -> int | None:
         """Append a record and do not wait. Gives its position; None when the key is taken."""
-        record.recorded_time.CopyFrom(timestamp_of(self.clock.now_us()))
         record.actor = actor[:128] or "unknown"
-        payload = record.SerializeToString(deterministic=True)
-        try:
-            return (await self._ledger.append(CONTROL_LOG, key, payload)).position
-        except errors.AlreadyExists:
-            return None
+        return await append(self._ledger, self.clock, key, record)
 
     async def reached(self, control_size: int) -> None:
         """Wait until the projection and the view have a control size."""
         await self._reader.wait_for_control(control_size, _WAIT_S)
         await self._view.reach(control_size, _WAIT_S)
-
-    async def _control_size(self) -> int:
-        listed = await self._ledger.logs()
-        return next((state.size for state in listed.logs if state.log == CONTROL_LOG), 0)

@@ -36,10 +36,6 @@ _QUEUED_RUNS: Final = 2
 _BATCH: Final = 20_000
 
 
-class RehearsalError(RuntimeError):
-    """What the process said went wrong."""
-
-
 class Run(NamedTuple):
     """Consecutive leaves of a log under one pin."""
 
@@ -110,7 +106,7 @@ async def _preview(address: str, draft: Card, max_entries: int) -> Previewed:
     async with _ledger(address) as ledger:
         sizes = await usage_sizes(ledger)
         # After the usage logs' sizes were taken: no entry below them has a pin beyond it.
-        control_size = await control_log_size(ledger)
+        control_size = await ledger.size(CONTROL_LOG)
         state = await control_state(ledger, control_size)
         trial = Preview(state, control_size, draft)
         spans = [
@@ -146,12 +142,6 @@ async def control_state(ledger: Ledger, control_size: int) -> ControlState:
         for position, raw in enumerate(run.leaves, run.first_position):
             projection.apply_control(position, raw, run.asides.get(position, b""))
     return projection.control
-
-
-async def control_log_size(ledger: Ledger) -> int:
-    """Size of the control log now."""
-    listed = await ledger.logs()
-    return next((state.size for state in listed.logs if state.log == CONTROL_LOG), 0)
 
 
 async def usage_sizes(ledger: Ledger) -> dict[str, int]:

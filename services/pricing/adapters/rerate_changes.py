@@ -173,12 +173,7 @@ def _check(newest_approved: int, request: cards_pb2.PlanRerateRequest) -> None:
             f"no version of a card {request.card_id!r} was ever in force", reason="CARD_NOT_FOUND"
         )
     if us_of(request.event_from) >= us_of(request.event_to):
-        problem = "'event_to' is not after 'event_from'"
-        raise errors.InvalidArgument(
-            problem,
-            reason="INVALID_FIELD",
-            violations=(errors.FieldViolation("event_to", problem),),
-        )
+        raise errors.InvalidArgument.of_field("event_to", "'event_to' is not after 'event_from'")
 
 
 def _same(made: records.ReratePlanned, request: cards_pb2.PlanRerateRequest) -> bool:

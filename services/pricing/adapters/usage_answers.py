@@ -203,8 +203,4 @@ def _minute(name: str, given: Timestamp) -> int:
 
 
 def _invalid(name: str, problem: str) -> errors.InvalidArgument:
-    return errors.InvalidArgument(
-        f"{name}: {problem}",
-        reason="INVALID_FIELD",
-        violations=(errors.FieldViolation(name, problem),),
-    )
+    return errors.InvalidArgument.of_field(name, problem, f"{name}: {problem}")

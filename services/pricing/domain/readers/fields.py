@@ -120,6 +120,21 @@ def check_total(total: int, expected: int, field: str, what: str) -> None:
         raise UsageReadError(field, INCONSISTENT, f"{total} is not {what}, which is {expected}")
 
 
+def check_own_total(usage: Object, name: str, total: int, what: str) -> None:
+    """Compare a total that an object may state with ours. Errors: UsageReadError."""
+    if usage.get(name) is not None:
+        check_total(count(usage, name), total, name, what)
+
+
+def one_of(found: Object, one: str, other: str) -> str:
+    """Which of two names an object uses. Errors: UsageReadError when both."""
+    if found.get(other) is None:
+        return one
+    if found.get(one) is not None:
+        raise UsageReadError(other, INCONSISTENT, f"stands beside {one}; one of them is needed")
+    return other
+
+
 def _shown(value: object) -> str:
     if isinstance(value, dict | list):
         return "an object" if isinstance(value, dict) else "a list"

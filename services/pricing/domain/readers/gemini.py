@@ -79,13 +79,12 @@ def read(data: object) -> UsageReading:
     output = fields.count(usage, answer)
     tools = fields.count(usage, "toolUsePromptTokenCount")
     thoughts = fields.count(usage, "thoughtsTokenCount")
-    if usage.get("totalTokenCount") is not None:
-        fields.check_total(
-            fields.count(usage, "totalTokenCount"),
-            prompt + output + tools + thoughts,
-            "totalTokenCount",
-            f"promptTokenCount + {answer} + toolUsePromptTokenCount + thoughtsTokenCount",
-        )
+    fields.check_own_total(
+        usage,
+        "totalTokenCount",
+        prompt + output + tools + thoughts,
+        f"promptTokenCount + {answer} + toolUsePromptTokenCount + thoughtsTokenCount",
+    )
     counts: lattice.Counts = {}
     pool = lattice.pool_of(prompt, _details(usage, "promptTokensDetails"), "promptTokenCount")
     cached = lattice.take(

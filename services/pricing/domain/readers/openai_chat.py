@@ -63,13 +63,9 @@ def read(data: object) -> UsageReading:
     fields.known(usage, _FIELDS, "", NAME)
     prompt = fields.needed_count(usage, "prompt_tokens")
     completion = fields.count(usage, "completion_tokens")
-    if usage.get("total_tokens") is not None:
-        fields.check_total(
-            fields.count(usage, "total_tokens"),
-            prompt + completion,
-            "total_tokens",
-            "prompt_tokens + completion_tokens",
-        )
+    fields.check_own_total(
+        usage, "total_tokens", prompt + completion, "prompt_tokens + completion_tokens"
+    )
     counts: lattice.Counts = {}
     _read_prompt(counts, usage, prompt)
     _read_completion(counts, usage, completion)

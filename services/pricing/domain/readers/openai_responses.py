@@ -12,7 +12,6 @@ from typing import Final
 
 from pricing.domain.readers import fields, lattice, openai_chat
 from pricing.domain.readers.reading import (
-    INCONSISTENT,
     NEGATIVE_LEAF,
     NOT_READABLE,
     UsageReadError,
@@ -71,30 +70,17 @@ def read(data: object) -> UsageReading:
         raise UsageReadError("type", NOT_READABLE, f"only usage in tokens is read, not {kind!r}")
     total_in = fields.needed_count(usage, "input_tokens")
     total_out = fields.needed_count(usage, "output_tokens")
-    if usage.get("total_tokens") is not None:
-        fields.check_total(
-            fields.count(usage, "total_tokens"),
-            total_in + total_out,
-            "total_tokens",
-            "input_tokens + output_tokens",
-        )
+    fields.check_own_total(
+        usage, "total_tokens", total_in + total_out, "input_tokens + output_tokens"
+    )
     counts: lattice.Counts = {}
     _read_input(counts, usage, total_in)
     _read_output(counts, usage, total_out)
     return reading_of(counts)
 
 
-def _spelled(usage: fields.Object, one: str, other: str) -> str:
-    """Which of two spellings the object uses. Errors: UsageReadError when both."""
-    if usage.get(other) is None:
-        return one
-    if usage.get(one) is not None:
-        raise UsageReadError(other, INCONSISTENT, f"stands beside {one}; one of them is needed")
-    return other
-
-
 def _read_input(counts: lattice.Counts, usage: fields.Object, total: int) -> None:
-    name = _spelled(usage, "input_tokens_details", "input_token_details")
+    name = fields.one_of(usage, "input_tokens_details", "input_token_details")
     inside = name + "."
     details = fields.part(usage, name, _INPUT, "", NAME)
     cached = fields.count(details, "cached_tokens", inside)
@@ -148,7 +134,7 @@ def _read_writes(
 
 
 def _read_output(counts: lattice.Counts, usage: fields.Object, total: int) -> None:
-    name = _spelled(usage, "output_tokens_details", "output_token_details")
+    name = fields.one_of(usage, "output_tokens_details", "output_token_details")
     inside = name + "."
     details = fields.part(usage, name, _OUTPUT, "", NAME)
     reasoning = fields.count(details, "reasoning_tokens", inside)

@@ -117,10 +117,10 @@ def read_line(data: object) -> UsageLine:
 
 def _read_request(line: fields.Object) -> UsageLine:
     fields.known(line, _REQUEST, "", "usage line")
-    usage_field = _one_of(line, "usage", "usageMetadata")
+    usage_field = fields.one_of(line, "usage", "usageMetadata")
     # Most lines say little: only what is there is looked at.
     said = {name: fields.word(line, name) for name in line if name in _TEXTS}.get
-    model = said(_one_of(line, "model", "modelVersion"), "")
+    model = said(fields.one_of(line, "model", "modelVersion"), "")
     if not model:
         raise UsageReadError("model", MISSING_FIELD, "this field is missing")
     usage = line.get(usage_field)
@@ -183,15 +183,6 @@ def _read_event(given: fields.Object) -> UsageLine:
         reading.leaves,
         False,
     )
-
-
-def _one_of(line: fields.Object, one: str, other: str) -> str:
-    """Which of two names the line uses. Errors: UsageReadError when both."""
-    if line.get(other) is None:
-        return one
-    if line.get(one) is not None:
-        raise UsageReadError(other, INCONSISTENT, f"stands beside {one}; one of them is needed")
-    return other
 
 
 def _tier(line: fields.Object, dialect: dialects.Dialect, reading: UsageReading) -> str:

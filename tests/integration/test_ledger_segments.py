@@ -289,8 +289,10 @@ async def test_new_and_sealed_segments_are_as_append_only_as_all_else(world: Led
         await world.wait_size(3_100)
     await signed.sign()
     await signed.seal()
-    tables = [*await parts(world), "log_chunk_100", "log_tile_100", "log_segment", "log_detached"]
-    assert len(tables) > 6
+    # How many more lie ready ahead of the end depends on where the batches happened to be cut.
+    living = await parts(world)
+    assert {"log_chunk_100_2048", "log_chunk_100_3072"} <= set(living)
+    tables = [*living, "log_chunk_100", "log_tile_100", "log_segment", "log_detached"]
     service = await asyncpg.connect(world.dsn(), server_settings={"search_path": "ledger"})
     try:
         for table in tables:

@@ -32,6 +32,17 @@ log = structlog.get_logger()
 
 _TICK_S: Final = 0.5
 _HALTED_PAUSE_MS: Final = 10_000
+_RENEW_WORKER: Final = (
+    "INSERT INTO worker VALUES ($1, now() + $2::bigint * interval '1 millisecond')"
+    " ON CONFLICT (worker_id) DO UPDATE SET lease_until = excluded.lease_until"
+)
+_RENEW_LOGS: Final = (
+    "UPDATE log_head SET lease_until = now() + $2::bigint * interval '1 millisecond',"
+    " end_offset = coalesce(seen.end_offset, log_head.end_offset), end_offset_at ="
+    " CASE WHEN seen.end_offset IS NULL THEN end_offset_at ELSE clock_timestamp() END"
+    " FROM unnest($3::int[], $4::bigint[]) AS seen(log_id, end_offset)"
+    " WHERE owner = $1 AND log_head.log_id = seen.log_id RETURNING log_head.log_id, epoch"
+)
 _FORGET_WORKERS: Final = "DELETE FROM worker WHERE lease_until < now() - interval '1 hour'"
 _TOPIC_CHECK_TICKS: Final = 20
 STUCK_S: Final = 5.0
@@ -165,24 +176,8 @@ class Workforce:
     async def _tick(self) -> None:
         await self._reap()
         async with self._pool.acquire() as db:
-            await db.execute(
-                "INSERT INTO worker VALUES ($1, now() + $2::bigint * interval '1 millisecond')"
-                " ON CONFLICT (worker_id) DO UPDATE SET lease_until = excluded.lease_until",
-                self.worker_id,
-                self._lease_ms,
-            )
+            await self._renew(db)
             await db.execute(_FORGET_WORKERS)
-            await db.execute(
-                "UPDATE log_head SET lease_until = now() + $2::bigint * interval '1 millisecond',"
-                " end_offset = coalesce(seen.end_offset, log_head.end_offset), end_offset_at ="
-                " CASE WHEN seen.end_offset IS NULL THEN end_offset_at ELSE clock_timestamp() END"
-                " FROM unnest($3::int[], $4::bigint[]) AS seen(log_id, end_offset)"
-                " WHERE owner = $1 AND log_head.log_id = seen.log_id",
-                self.worker_id,
-                self._lease_ms,
-                list(self._writers),
-                [writer.high_watermark for writer, _, _ in self._writers.values()],
-            )
             living = [
                 row["worker_id"]
                 for row in await db.fetch(
@@ -211,19 +206,9 @@ class Workforce:
         the logs that are free.
         """
         mine = {log_id: writer.head.epoch for log_id, (writer, _, _) in self._writers.items()}
-        await db.execute(
-            "INSERT INTO worker VALUES ($1, now() + $2::bigint * interval '1 millisecond')"
-            " ON CONFLICT (worker_id) DO UPDATE SET lease_until = excluded.lease_until",
-            self.worker_id,
-            self._lease_ms,
-        )
-        rows = await db.fetch(
-            "UPDATE log_head SET lease_until = now() + $2::bigint * interval '1 millisecond'"
-            " WHERE owner = $1 AND log_id = ANY($3::int[]) RETURNING log_id, epoch",
-            self.worker_id,
-            self._lease_ms,
-            list(mine),
-        )
+        seen = [writer.high_watermark for writer, _, _ in self._writers.values()]
+        await db.execute(_RENEW_WORKER, self.worker_id, self._lease_ms)
+        rows = await db.fetch(_RENEW_LOGS, self.worker_id, self._lease_ms, list(mine), seen)
         held = {row["log_id"]: row["epoch"] for row in rows}
         for log_id, epoch in mine.items():
             if held.get(log_id) == epoch or log_id not in self._writers:

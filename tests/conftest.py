@@ -9,8 +9,11 @@ from hypothesis import settings
 
 from tollbook.stack import Stack, running_stack
 
-# No deadline: a test that fails because the machine was busy is a flaky test.
-settings.register_profile("tollbook", deadline=None)
+# No deadline: a test that fails because the machine was busy is a flaky test. The same examples
+# each time: what fails on a change is of that change. New ones are looked for by
+# `make test ARGS="--hypothesis-profile=explore tests/unit"`.
+settings.register_profile("tollbook", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1_000)
 settings.load_profile("tollbook")
 
 

@@ -12,7 +12,6 @@ Source: c2sp.org/tlog-cosignature.
 from __future__ import annotations
 
 import base64
-import binascii
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -58,7 +57,7 @@ class CosignerKey:
         try:
             name, key_id, encoded = text.strip().split("+", 2)
             data = base64.b64decode(encoded, validate=True)
-        except (ValueError, binascii.Error):
+        except ValueError:
             raise NoteError(
                 f"not a cosigner's key (NAME+KEYID+BASE64): {text.strip()[:80]!r}"
             ) from None

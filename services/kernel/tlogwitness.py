@@ -11,7 +11,6 @@ Source: c2sp.org/tlog-witness.
 from __future__ import annotations
 
 import base64
-import binascii
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
@@ -60,7 +59,7 @@ class Request(NamedTuple):
         for line in lines[1:]:
             try:
                 node = base64.b64decode(line, validate=True)
-            except (binascii.Error, ValueError):
+            except ValueError:
                 node = b""
             if len(node) != HASH_BYTES:
                 raise RequestError("a line of the proof is a hash in base64")

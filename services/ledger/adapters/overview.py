@@ -8,7 +8,6 @@ nothing.
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime as dt
 import json
 import re
@@ -179,7 +178,7 @@ def _read_token(request: pb.ListStreamsRequest) -> tuple[int, str]:
         return -1, ""
     try:
         *scope, log_id, stream_id = json.loads(base64.urlsafe_b64decode(request.page_token))
-    except (ValueError, binascii.Error):
+    except ValueError:
         scope, log_id, stream_id = [], None, None
     if scope != _scope(request) or not isinstance(log_id, int) or not isinstance(stream_id, str):
         raise InvalidArgument(

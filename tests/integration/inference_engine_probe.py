@@ -136,6 +136,8 @@ class Probe:
         yield "other_tenant", await case(LONG, salt="other")
         yield "choices", await case("n " + LONG, choices=3, seed=7)
         yield "stop_string", await case(temperature=0, max_tokens=64, stop=[greedy["text"][0][6:9]])
+        schema = '{"enum": ["toll", "bridge", "lane"]}'
+        yield "structured", await case(temperature=0, json_schema=schema)
         yield "to_the_context", await case("word " * 700, ignore_eos=True, max_tokens=200)
         yield (
             "aborts",

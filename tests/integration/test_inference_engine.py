@@ -73,6 +73,7 @@ def test_warm_up_is_counted(seen: dict[str, Any]) -> None:
         "other_tenant",
         "choices",
         "stop_string",
+        "structured",
         "to_the_context",
         "abort_choices",
         "slow_reader",
@@ -115,6 +116,12 @@ def test_a_stop_string_is_billed_through_its_match(seen: dict[str, Any]) -> None
     assert stopped["finish"] == [usage.FINISH_REASON_STOP]
     assert stopped["ids"][0] == whole["ids"][0][: stopped["output"]]
     assert len(stopped["text"][0]) < len(whole["text"][0])
+
+
+def test_structured_output_is_ordinary_tokens(seen: dict[str, Any]) -> None:
+    (text,) = seen["structured"]["text"]
+    assert json.loads(text) in ("toll", "bridge", "lane")
+    assert seen["structured"]["finish"] == [usage.FINISH_REASON_STOP]
 
 
 def test_an_abort_at_every_chunk_hands_out_all_that_was_counted(seen: dict[str, Any]) -> None:

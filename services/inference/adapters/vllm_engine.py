@@ -212,7 +212,11 @@ class VllmEngine:
     def _sampling_of(self, job: port.Job, choice: int) -> Any:
         """vLLM's parameters for one choice. Errors: InvalidArgument."""
         from vllm.exceptions import VLLMClientError
-        from vllm.sampling_params import RequestOutputKind, SamplingParams
+        from vllm.sampling_params import (
+            RequestOutputKind,
+            SamplingParams,
+            StructuredOutputsParams,
+        )
 
         given = job.sampling
         values = dict(self._defaults)
@@ -228,6 +232,8 @@ class VllmEngine:
         if given.HasField("seed"):
             # The same seed for all would make all choices the same.
             values["seed"] = given.seed + choice
+        if given.HasField("json_schema"):
+            values["structured_outputs"] = StructuredOutputsParams(json=given.json_schema)
         values.update(
             max_tokens=job.max_tokens,
             stop=list(given.stop),

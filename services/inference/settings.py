@@ -45,6 +45,9 @@ class ServerSettings(EngineSettings):
     max_requests: int = Field(
         default=512, ge=1, le=65_536, description="requests under way at once, queued ones included"
     )
+    max_account_requests: int = Field(
+        default=256, ge=1, le=65_536, description="of these, at most so many of one account"
+    )
     spool_max_bytes: int = Field(
         default=1 << 30, ge=64 << 20, description="bound of the spool on the disk"
     )

@@ -23,10 +23,12 @@ from inference import engine as port
 from inference.adapters.spool import Spool
 from inference.app.books import Books
 from inference.app.credit import Credit, Request
+from inference.app.gate import Gate
 from inference.app.streams import Streams
 from inference.domain import records
 from inference.domain.counting import Tally
 from inference.domain.event import complete, summary_of
+from inference.domain.fairness import Ticket
 from inference.domain.outcome import End
 from kernel import errors, telemetry
 from kernel.clock import Clock, timestamp_of
@@ -63,6 +65,7 @@ class World:
     streams: Streams
     books: Books
     credit: Credit
+    gate: Gate
     clock: Clock
     tracer: trace.Tracer
 
@@ -116,6 +119,7 @@ class Generation:
         self._serial = -1
         self._reserved_bytes = 0
         self._hold_id = ""
+        self._ticket: Ticket | None = None
         self._chunks: list[list[_Chunk]] = []
         self._durable: list[int] = []
         self._delivered: list[int] = []
@@ -171,6 +175,8 @@ class Generation:
         if self._stop is not None or self.phase in (Phase.SETTLING, Phase.SETTLED, Phase.REFUSED):
             return
         self._stop = why
+        if self._ticket is not None and self.phase is Phase.PREPARING:
+            self._world.gate.leave(self._ticket)
         if self._in_engine and self.phase is Phase.RUNNING:
             self._abort()
 
@@ -249,9 +255,12 @@ class Generation:
             await self._world.spool.durable()
             self.failure = _failure_of(end)
             self.phase = Phase.ENDED
+            # The engine has room again, however long the callers take to read.
+            self._leave_gate()
             end = await self._handed_over(end)
             await self._settle(end)
         finally:
+            self._leave_gate()
             self._world.spool.release(self._reserved_bytes)
             self._span.end()
             self.done.set()
@@ -265,6 +274,12 @@ class Generation:
         wanted = spec.sampling.max_tokens if spec.sampling.HasField("max_tokens") else room
         max_tokens = min(wanted, room)
         choices = spec.sampling.n or 1
+        self._not_stopped()
+        self._ticket = self._world.gate.ask(
+            self.order.caller.account_id, choices, self.prompt_tokens + choices * max_tokens
+        )
+        await self._world.gate.turn(self._ticket)
+        self._not_stopped()
         size = REQUEST_BYTES + choices * max_tokens * TOKEN_BYTES
         if not self._world.spool.reserve(size):
             raise errors.Unavailable(
@@ -273,11 +288,14 @@ class Generation:
                 retry_after_ms=1_000,
             )
         self._reserved_bytes = size
-        self._not_stopped()
         self._hold_id = await self._world.credit.hold(self._cost(choices * max_tokens))
         self._not_stopped()
         self._begin(choices)
         return prompt, max_tokens
+
+    def _leave_gate(self) -> None:
+        if self._ticket is not None:
+            self._world.gate.leave(self._ticket)
 
     def _not_stopped(self) -> None:
         if self._stop is not None:

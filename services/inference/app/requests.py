@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import hmac
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
@@ -51,11 +52,14 @@ class Requests:
         world: World,
         salt_key: bytes,
         max_requests: int,
+        max_account_requests: int,
     ) -> None:
         self._world = world
         self._served: Mapping[str, Served] = {}
         self._salt_key = salt_key
         self._max_requests = max_requests
+        self._max_account_requests = max_account_requests
+        self._by_account: Counter[str] = Counter()
         self._live: dict[tuple[str, str], Generation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed: errors.Unavailable | None = errors.Unavailable(
@@ -104,6 +108,11 @@ class Requests:
             raise errors.Unavailable(
                 f"{self._max_requests} requests are under way", reason="QUEUE_FULL"
             )
+        if self._by_account[caller.account_id] >= self._max_account_requests:
+            raise errors.Unavailable(
+                f"{self._max_account_requests} requests of this account are under way",
+                reason="ACCOUNT_QUEUE_FULL",
+            )
         return self._begin(key, caller, spec, digest, served)
 
     def _begin(
@@ -126,6 +135,7 @@ class Requests:
         generation = Generation(self._world, order)
         reader = generation.reader()
         self._live[key] = generation
+        self._by_account[key[0]] += 1
         task = asyncio.create_task(self._run(key, generation), name=f"generation {key[1]}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -141,6 +151,9 @@ class Requests:
                 self.broken.set_result(error)
         finally:
             del self._live[key]
+            self._by_account[key[0]] -= 1
+            if not self._by_account[key[0]]:
+                del self._by_account[key[0]]
 
     def _attach(self, live: Generation) -> Reader:
         if live.readers >= MAX_READERS:

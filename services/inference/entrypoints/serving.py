@@ -20,6 +20,7 @@ from inference.adapters.models import Adapter
 from inference.adapters.publisher import Publisher
 from inference.adapters.spool import Spool, limits_for
 from inference.app.books import Books
+from inference.app.gate import Gate
 from inference.app.generation import World
 from inference.app.requests import Requests, Served
 from inference.app.streams import Streams
@@ -77,10 +78,16 @@ class Service:
             streams,
             books,
             credit,
+            Gate(settings.engine_requests),
             self._clock,
             telemetry.tracer("inference"),
         )
-        requests = Requests(world, _salt_key(settings.spool_dir), settings.max_requests)
+        requests = Requests(
+            world,
+            _salt_key(settings.spool_dir),
+            settings.max_requests,
+            settings.max_account_requests,
+        )
         books.in_flight = requests.in_flight
         publishing = asyncio.create_task(publisher.run(), name="publisher")
         keeping = asyncio.create_task(credit.keep_for_ever(), name="holds")

@@ -15,6 +15,7 @@ from inference import engine as port
 from inference.adapters.spool import Limits, Spool
 from inference.app import credit
 from inference.app.books import Books
+from inference.app.gate import Gate
 from inference.app.generation import Caller, World
 from inference.app.requests import Requests, Served
 from inference.app.streams import Streams
@@ -152,7 +153,13 @@ class Bench:
     credit: ScriptedCredit
 
 
-def bench(folder: Path, limits: Limits | None = None, max_requests: int = 8) -> Bench:
+def bench(
+    folder: Path,
+    limits: Limits | None = None,
+    max_requests: int = 8,
+    max_account_requests: int = 8,
+    places: int = 64,
+) -> Bench:
     """Put one together; the spool is running."""
     engine = ScriptedEngine()
     spool = Spool.open(folder, limits)
@@ -163,8 +170,18 @@ def bench(folder: Path, limits: Limits | None = None, max_requests: int = 8) -> 
     clock = SystemClock()
     books = Books(spool, streams, engine, ENGINE_ID, clock)
     funds = ScriptedCredit()
-    world = World(engine, ENGINE_ID, spool, streams, books, funds, clock, telemetry.tracer("test"))
-    requests = Requests(world, b"salt", max_requests)
+    world = World(
+        engine,
+        ENGINE_ID,
+        spool,
+        streams,
+        books,
+        funds,
+        Gate(places),
+        clock,
+        telemetry.tracer("test"),
+    )
+    requests = Requests(world, b"salt", max_requests, max_account_requests)
     books.in_flight = requests.in_flight
     spool.count_source = books.changed_count
     target = port.Target("tiny", "tiny", "")

@@ -4,10 +4,11 @@ VENV   := .venv/bin
 ARGS   ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup protos lock lint test chaos demo bench up down status clean
+REQUESTS ?= 20000
+.PHONY: help setup protos lock lint test chaos conservation demo bench up down status clean
 
 help: ## what can be made
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 setup: ## fetch what is missing and build the environment (quick when there is nothing to do)
 	@$(PYTHON) tools/setup.py
@@ -27,6 +28,9 @@ test: setup ## every test, on the real parts (ARGS="-k name" for some of them)
 chaos: setup ## the long form: 200 kills under 2 million events, 100,000 simulated histories
 	@TOLLBOOK_KILLS=200 TOLLBOOK_KILL_EVENTS=2000000 TOLLBOOK_SEEDS=100000 $(VENV)/python -m pytest \
 		tests/chaos/test_ledger_kills.py tests/chaos/test_ledger_simulation.py -s $(ARGS)
+
+conservation: setup ## 20,000 requests of every kind under kill -9, and where each token went (REQUESTS=n)
+	@TOLLBOOK_CONSERVATION_REQUESTS=$(REQUESTS) $(VENV)/python -m pytest tests/chaos/test_conservation.py -s $(ARGS)
 
 demo: setup ## the whole path, real: requests to charges to an auditor's verdict
 	@$(VENV)/tollbook demo $(ARGS)

@@ -1,0 +1,448 @@
+"""Conservation: requests of every kind at once, processes killed under them, not a token astray.
+
+The real service, engine and broker. Ordinarily a few hundred requests and one kill of each kind;
+`make conservation` is the long form. It ends in one table, made from the topic alone, as an
+auditor would: what the engines counted is what is billed and itemised waste, residual exactly 0.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import time
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Final
+
+import grpc.aio
+import pytest
+import pytest_asyncio
+from tests.integration.inference_service import (
+    KeyServer,
+    Place,
+    Received,
+    Service,
+    chat,
+    events_of,
+    final_residuals,
+    gaps,
+    output_of,
+    tokens,
+    topic,
+    undelivered_of,
+    unique,
+)
+
+from inference import tinymodel
+from tollbook.inference.v1 import inference_pb2 as inference
+from tollbook.stack import running_stack
+from tollbook.usage.v1 import usage_pb2 as usage
+
+REQUESTS: Final = int(os.environ.get("TOLLBOOK_CONSERVATION_REQUESTS", "330"))
+# One of the service and one of the engine's core for each of these; at least one of both.
+KILLS: Final = max(2, REQUESTS // 2_500)
+SEED: Final = os.environ.get("TOLLBOOK_CONSERVATION_SEED", "conservation")
+AT_ONCE: Final = 24
+WAIT_S: Final = 300
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.engine,
+    pytest.mark.chaos,
+    pytest.mark.timeout(600 + REQUESTS),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+TRAILER: Final = "tollbook-usage-bin"
+SCHEMA: Final = '{"enum": ["toll", "bridge", "lane", "gate"]}'
+
+
+@pytest.fixture(scope="module")
+def kafka() -> Iterator[str]:
+    with running_stack(parts=("kafka", "topic")) as stack:
+        yield stack.address("kafka")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def keys() -> AsyncIterator[KeyServer]:
+    server = KeyServer()
+    await server.start()
+    yield server
+    await server.stop()
+
+
+class House:
+    """The service over its lives: killed, and started again, while callers come."""
+
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self.kills: Counter[str] = Counter()
+        self.up = asyncio.Event()
+        self._lives: list[Service] = []
+
+    @property
+    def service(self) -> Service:
+        return self._lives[-1]
+
+    async def start(self) -> None:
+        self._lives.append(Service(self.place))
+        await self.service.ready()
+        self.up.set()
+
+    async def kill(self, what: str) -> None:
+        """Kill a process with signal 9 and start the service again."""
+        process = self.service.process
+        self.up.clear()
+        if what == "core":
+            self.service.core().kill()
+        else:
+            process.kill()
+        status = await asyncio.to_thread(process.wait, 120)
+        assert status == (1 if what == "core" else -9), self.service.log.read_text()[-3000:]
+        self.kills[what] += 1
+        await self.start()
+
+    async def end(self) -> None:
+        if self._lives and self.service.process.poll() is None:
+            self.service.process.kill()
+        for life in self._lives:
+            await life.ended()
+
+
+@dataclass
+class Told:
+    """What callers of one request were told."""
+
+    ids: int = 0
+    summary: inference.UsageSummary | None = None
+    left: bool = False
+    refused: grpc.StatusCode | None = None
+
+    def settle(self, summary: inference.UsageSummary) -> None:
+        """Whoever is told of one request is told the same."""
+        if self.summary is not None:
+            assert self.summary == summary
+        self.summary = summary
+
+
+@dataclass
+class Crowd:
+    """All requests, by the id that they came under."""
+
+    house: House
+    told: dict[tuple[str, str], Told] = field(default_factory=dict)
+
+    async def finally_(
+        self, account: str, spec: inference.GenerationSpec, call: Callable[[Told], Awaitable[None]]
+    ) -> None:
+        """Call until there is an answer: what was never settled is asked again, by its id."""
+        told = self.told.setdefault((account, spec.request_id), Told())
+        deadline = time.monotonic() + WAIT_S
+        while True:
+            await asyncio.wait_for(self.house.up.wait(), WAIT_S)
+            try:
+                return await call(told)
+            except grpc.aio.AioRpcError as error:
+                trailing = dict(error.trailing_metadata() or ())
+                if TRAILER in trailing:
+                    return told.settle(inference.UsageSummary.FromString(trailing[TRAILER]))  # type: ignore[arg-type]
+                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                    told.left = True
+                    return None
+                if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                    told.refused = error.code()
+                    return None
+                if time.monotonic() > deadline:
+                    raise
+                await asyncio.sleep(0.05)
+
+    async def once(
+        self, account: str, spec: inference.GenerationSpec, timeout_s: float | None = None
+    ) -> None:
+        async def call(told: Told) -> None:
+            answer = await self.house.service.once(spec, account, timeout=timeout_s)
+            told.ids = max(told.ids, sum(len(choice.token_ids) for choice in answer.choices))
+            told.settle(answer.usage)
+
+        await self.finally_(account, spec, call)
+
+    async def stream(
+        self,
+        account: str,
+        spec: inference.GenerationSpec,
+        leave_after: int | None = None,
+        pause_s: float = 0.0,
+    ) -> None:
+        async def call(told: Told) -> None:
+            stream = self.house.service.stream(spec, account)
+            seen = chunks = 0
+            async for message in stream:
+                seen += len(message.delta.token_ids)
+                told.ids = max(told.ids, seen)
+                if message.HasField("usage"):
+                    told.settle(message.usage)
+                if message.HasField("delta"):
+                    chunks += 1
+                if leave_after is not None and chunks >= leave_after:
+                    told.left = True
+                    stream.cancel()
+                    return
+                # A slow reader is one that waits between reads: there is nothing to poll.
+                await asyncio.sleep(pause_s)
+
+        await self.finally_(account, spec, call)
+
+
+Situation = Callable[[Crowd, random.Random, str, str], Awaitable[None]]
+
+
+def _text(source: random.Random) -> str:
+    return "the toll of a lane " * source.randrange(1, 12)
+
+
+async def _stream(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    spec = chat(_text(source), name, max_tokens=source.randrange(1, 60))
+    await crowd.stream(account, spec)
+
+
+async def _once(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    await crowd.once(account, chat(_text(source), name, max_tokens=source.randrange(1, 60)))
+
+
+async def _choices(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    spec = chat(_text(source), name, max_tokens=source.randrange(1, 40), n=source.randrange(2, 5))
+    await (crowd.stream if source.random() < 0.5 else crowd.once)(account, spec)
+
+
+async def _stop_string(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    stop = source.sample([" a", "e", "th", "n", ". "], 2)
+    spec = chat(_text(source), name, max_tokens=60, stop=stop, ignore_eos=True)
+    await (crowd.stream if source.random() < 0.5 else crowd.once)(account, spec)
+
+
+async def _cached_prefix(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    begin = source.randrange(4) * 50 + 300
+    ids = [*range(begin, begin + 96), *(source.randrange(300, 900) for _ in range(8))]
+    await crowd.once(account, tokens(ids, name, max_tokens=8, ignore_eos=True))
+
+
+async def _structured(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    spec = chat(_text(source), name, max_tokens=source.choice((2, 40)), json_schema=SCHEMA)
+    await crowd.once(account, spec)
+
+
+async def _adapter(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    spec = chat(_text(source), name, "tiny-support", max_tokens=source.randrange(1, 60))
+    await (crowd.stream if source.random() < 0.5 else crowd.once)(account, spec)
+
+
+async def _over_length(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    await crowd.once(account, tokens([7] * source.choice((4_096, 5_000)), name))
+
+
+async def _to_the_context(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    prompt = 4_096 - source.randrange(1, 8)
+    await crowd.once(account, tokens([7] * prompt, name, max_tokens=50, ignore_eos=True))
+
+
+async def _abort(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    n = source.choice((1, 1, 3))
+    spec = chat(_text(source), name, max_tokens=400, ignore_eos=True, n=n)
+    await crowd.stream(account, spec, leave_after=source.randrange(0, 40))
+
+
+async def _deadline(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    spec = chat(_text(source), name, max_tokens=2_000, ignore_eos=True)
+    await crowd.once(account, spec, timeout_s=source.uniform(0.02, 1.5))
+
+
+async def _slow_reader(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    spec = chat(_text(source), name, max_tokens=150, ignore_eos=True)
+    leave = source.choice((None, source.randrange(2, 6)))
+    await crowd.stream(account, spec, leave_after=leave, pause_s=source.uniform(0.05, 0.3))
+
+
+async def _duplicate(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
+    spec = chat(_text(source), name, max_tokens=source.randrange(1, 50), ignore_eos=True)
+    calls = [crowd.stream(account, spec), crowd.once(account, spec), crowd.stream(account, spec)]
+    await asyncio.gather(*calls)
+    # And again, when it is over.
+    await crowd.once(account, spec)
+
+
+SITUATIONS: Final[dict[str, Situation]] = {
+    "stream": _stream,
+    "once": _once,
+    "choices": _choices,
+    "stop-string": _stop_string,
+    "cached-prefix": _cached_prefix,
+    "structured": _structured,
+    "adapter": _adapter,
+    "over-length": _over_length,
+    "to-the-context": _to_the_context,
+    "abort": _abort,
+    "deadline": _deadline,
+    "slow-reader": _slow_reader,
+    "duplicate": _duplicate,
+}
+# Costly for the machine and no more telling for being many.
+RARE: Final = {"to-the-context": 0.2, "slow-reader": 0.5, "deadline": 0.5}
+
+
+def plan(source: random.Random) -> list[str]:
+    """The situation of each request, in order; every situation comes."""
+    names = list(SITUATIONS)
+    weights = [RARE.get(name, 1.0) for name in names]
+    drawn = names + source.choices(names, weights, k=max(0, REQUESTS - len(names)))
+    source.shuffle(drawn)
+    return drawn
+
+
+def situation_of(event_id: str) -> str:
+    return event_id.rpartition(":")[0].partition(":")[2]
+
+
+def check_row(name: str, told: Told, event: usage.UsageEvent | None) -> None:
+    """What callers saw of a request beside its event."""
+    if name == "over-length":
+        assert (told.refused, event) == (grpc.StatusCode.INVALID_ARGUMENT, None), told
+        return
+    assert told.refused is None, (name, told)
+    if event is None:
+        # It may have left before the engine saw anything; then nothing was told either.
+        assert told.left, (name, told)
+        assert not told.ids
+        return
+    if told.summary is not None:
+        assert list(event.quantities) == list(told.summary.quantities)
+        assert event.outcome == told.summary.outcome
+    # Told is billable: nothing reached a caller that is not in the event.
+    assert told.ids <= output_of(event), (name, told, event)
+    cached = sum(q.amount for q in event.quantities if q.cache_use == usage.CACHE_USE_READ)
+    prompt = sum(q.amount for q in event.quantities if q.direction == usage.DIRECTION_IN)
+    assert cached <= prompt
+    if event.outcome in (usage.OUTCOME_COMPLETE, usage.OUTCOME_EMPTY):
+        assert undelivered_of(event) == 0
+    elif name not in ("abort", "deadline", "slow-reader"):
+        assert event.outcome == usage.OUTCOME_ENGINE_LOST, (name, event)
+
+
+def table(received: list[Received], planned: list[str], house: House) -> tuple[str, int]:
+    """The account of the run, from the topic's records alone; gives it with the residual."""
+    rows: defaultdict[str, Counter[str]] = defaultdict(Counter)
+    for name in planned:
+        rows[name]["requests"] += 1
+    outcomes: Counter[str] = Counter()
+    for event in events_of(received).values():
+        row = rows[situation_of(event.event_id)]
+        row["events"] += 1
+        row["billed"] += output_of(event)
+        row["undelivered"] += undelivered_of(event)
+        outcomes[usage.Outcome.Name(event.outcome).removeprefix("OUTCOME_").lower()] += 1
+    counted, waste = 0, Counter[str]()
+    for item in unique(received):
+        reading = item.record.engine_reading
+        if reading.final:
+            counted += reading.generation_tokens
+            for part in reading.waste:
+                waste[usage.WasteKind.Name(part.kind).removeprefix("WASTE_KIND_").lower()] += (
+                    part.tokens
+                )
+    billed = sum(row["billed"] for row in rows.values())
+    residual = counted - billed - sum(waste.values())
+    head = f"{'situation':<16}{'requests':>10}{'events':>10}{'billed':>12}{'undelivered':>14}"
+    lines = [head, "-" * len(head)]
+    for name, row in sorted(rows.items()):
+        lines.append(
+            f"{name:<16}{row['requests']:>10}{row['events']:>10}"
+            f"{row['billed']:>12}{row['undelivered']:>14}"
+        )
+    lines.append("-" * len(head))
+    lines.append(f"{'engines counted':<36}{counted:>12}")
+    lines.append(f"{'billed':<36}{billed:>12}")
+    for kind, amount in sorted(waste.items()):
+        lines.append(f"{'waste: ' + kind:<36}{amount:>12}")
+    lines.append(f"{'residual':<36}{residual:>12}")
+    lines.append(f"outcomes: {dict(sorted(outcomes.items()))}")
+    lines.append(
+        f"killed with signal 9: {dict(house.kills)}; engines: {sum(house.kills.values()) + 1}"
+    )
+    return "\n".join(lines), residual
+
+
+async def test_every_token_is_billed_or_itemised(
+    kafka: str, keys: KeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    folder = tmp_path_factory.mktemp("conservation")
+    tinymodel.make(folder / "tiny")
+    source = random.Random(SEED)
+    planned = plan(source)
+    waiting = iter(enumerate(planned))
+    house = House(Place(folder, kafka, keys.address, folder / "tiny"))
+    crowd = Crowd(house)
+    begun = 0
+    watched = 0
+
+    async def come() -> None:
+        nonlocal begun
+        for number, name in waiting:
+            begun = number + 1
+            own = random.Random(f"{SEED}/{number}")
+            account = f"acct-{own.randrange(16)}"
+            await SITUATIONS[name](crowd, own, account, f"c:{name}:{number}")
+
+    async def kill() -> None:
+        """At random counts of requests begun, and a random moment after it."""
+        at = sorted(source.randrange(REQUESTS // 10, REQUESTS * 9 // 10) for _ in range(KILLS))
+        for turn, count in enumerate(at):
+            while begun < count:  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            await asyncio.sleep(source.uniform(0, 1))
+            await house.kill(("service", "core")[turn % 2])
+
+    async def watch() -> None:
+        """The running figure is 0 at every look."""
+        nonlocal watched
+        while True:
+            await house.up.wait()
+            try:
+                state = await house.service.conservation()
+            except (grpc.aio.AioRpcError, asyncio.CancelledError):
+                if house.up.is_set() and house.service.process.poll() is None:
+                    raise
+            else:
+                assert [e.residual_tokens for e in state.engines] == [0] * len(state.engines)
+                watched += 1
+            await asyncio.sleep(1)
+
+    try:
+        await house.start()
+        watching = asyncio.create_task(watch())
+        killing = asyncio.create_task(kill())
+        await asyncio.gather(*(come() for _ in range(AT_ONCE)), killing)
+        await house.service.engine()
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        assert watching.cancelled(), watching.exception()
+        assert watched
+        house.service.process.terminate()
+        assert await asyncio.to_thread(house.service.process.wait, 60) == 0
+    finally:
+        await house.end()
+    received = await topic(kafka)
+    said, residual = table(received, planned, house)
+    print(f"\n{said}")
+    assert residual == 0
+    residuals = final_residuals(received)
+    assert len(residuals) == KILLS + 1
+    assert set(residuals.values()) == {0}
+    assert gaps(received) == []
+    closed = {i.record.stream_id for i in received if i.record.HasField("stream_close")}
+    assert closed == {item.record.stream_id for item in received}
+    events = events_of(received)
+    assert set(events) <= set(crowd.told)
+    assert len(crowd.told) == len(planned)
+    for key, told in crowd.told.items():
+        check_row(situation_of(key[1]), told, events.get(key))

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 import structlog
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Observation
 
 from inference.adapters.spool import Spool
 from inference.app.streams import Streams
@@ -24,6 +26,8 @@ log = structlog.get_logger()
 SETTLE_MS: Final = 2_000
 READ_EVERY_MS: Final = 1_000
 READ_BUSY_EVERY_MS: Final = 10_000
+RESIDUAL_METRIC: Final = "tollbook.inference.tokens.residual"
+BACKLOG_METRIC: Final = "tollbook.inference.spool.backlog"
 
 
 class Books:
@@ -46,6 +50,30 @@ class Books:
         self.in_flight: Callable[[], tuple[int, int]] = lambda: (0, 0)
         self._noted: EngineCount | None = None
         self._published: EngineCount | None = None
+        # What the last look found. Exporters read these two from a thread of their own.
+        self._residual = 0
+        self._backlog = 0
+        meter = metrics.get_meter("inference")
+        meter.create_observable_gauge(
+            RESIDUAL_METRIC,
+            callbacks=[self._observe_residual],
+            unit="{token}",
+            description="tokens that the engine counted and nobody else: 0, or an alarm",
+        )
+        meter.create_observable_gauge(
+            BACKLOG_METRIC,
+            callbacks=[self._observe_backlog],
+            unit="{record}",
+            description="usage records in the spool that the broker has not acknowledged",
+        )
+
+    def _observe_residual(self, options: CallbackOptions) -> Iterable[Observation]:
+        del options
+        return [Observation(self._residual)]
+
+    def _observe_backlog(self, options: CallbackOptions) -> Iterable[Observation]:
+        del options
+        return [Observation(self._backlog)]
 
     @property
     def book(self) -> EngineBook:
@@ -109,18 +137,29 @@ class Books:
         self._spool.append(Noted(count, reading))
         self._noted = self._published = count
 
+    async def look(self) -> int:
+        """Compare counters and events, and tell what changed since the last look."""
+        residual = await self.settled_residual()
+        if residual and residual != self._residual:
+            log.error("tokens are not conserved", residual=residual)
+        elif self._residual and not residual:
+            log.warning("tokens are conserved again", residual_before=self._residual)
+        self._residual = residual
+        self._backlog = len(self._spool.journal.outbox)
+        return residual
+
     async def publish_for_ever(self) -> None:
-        """Publish changed counters: soon when nothing is in flight, else now and then."""
+        """Look every second, and publish changed counters: soon when nothing is in flight,
+        else now and then.
+        """
         last_ms = self._clock.monotonic_ms()
         while True:
             await asyncio.sleep(READ_EVERY_MS / 1000)
+            await self.look()
             if self.count() == self._published:
                 continue
             idle = self.in_flight()[0] == 0
             if idle or self._clock.monotonic_ms() - last_ms >= READ_BUSY_EVERY_MS:
-                residual = await self.settled_residual()
-                if residual:
-                    log.error("tokens are not conserved", residual=residual)
                 self.publish()
                 last_ms = self._clock.monotonic_ms()
 

@@ -50,6 +50,7 @@ def main() -> int:
         )
         # Not before: an exporter has a thread and a gRPC channel of its own.
         telemetry.configure_tracing("inference")
+        telemetry.configure_metrics("inference")
         return asyncio.run(Service(settings, boot, engine, served, adapters).run())
     except (SpoolUnusable, models.ModelUnusable, errors.TollbookError) as error:
         sys.stderr.write(f"inference cannot run: {error}\n")

@@ -29,6 +29,9 @@ class ServerSettings(EngineSettings):
     """What the server needs besides."""
 
     inference_address: str = Field(min_length=3, description="host:port to listen on")
+    http_address: str = Field(
+        default="", description="host:port of the OpenAI-compatible HTTP door; empty: no such door"
+    )
     pricing_address: str = Field(min_length=3, description="host:port of pricing's gRPC")
     kafka: str = Field(min_length=3, description="bootstrap servers of the broker")
     spool_dir: Path = Field(description="directory of the usage spool, of this process alone")

@@ -122,6 +122,7 @@ class Place:
     model: Path
     environment: dict[str, str] = field(default_factory=dict)
     address: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
+    http: str = field(default_factory=lambda: f"127.0.0.1:{free_port()}")
 
 
 class Service:
@@ -145,6 +146,7 @@ class Service:
                     "TOLLBOOK_PARTITIONS": str(PARTITIONS),
                     "TOLLBOOK_PRICING_ADDRESS": place.keys,
                     "TOLLBOOK_INFERENCE_ADDRESS": place.address,
+                    "TOLLBOOK_HTTP_ADDRESS": place.http,
                     "TOLLBOOK_SPOOL_DIR": str(place.folder / "spool"),
                     **place.environment,
                 },

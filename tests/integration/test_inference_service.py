@@ -6,14 +6,21 @@ import asyncio
 import hashlib
 import os
 import struct
+import subprocess
+import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc.aio
+import httpx
+import openai
 import pytest
 import pytest_asyncio
 from google.rpc import error_details_pb2
+from openai import AsyncOpenAI
+from openai.types import CompletionUsage
 from tests.integration.inference_service import (
     KeyServer,
     Place,
@@ -25,6 +32,7 @@ from tests.integration.inference_service import (
     final_residuals,
     gaps,
     output_of,
+    secret_of,
     serving,
     tokens,
     topic,
@@ -46,6 +54,7 @@ pytestmark = [
 ]
 
 TRAILER = "tollbook-usage-bin"
+EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
 
 
 @pytest.fixture(scope="module")
@@ -490,3 +499,231 @@ async def test_the_spool_is_the_owners_alone(service: Service) -> None:
     folder = Path(service.place.folder) / "spool"
     modes = {path.name: path.stat().st_mode & 0o777 for path in sorted(folder.iterdir())}
     assert set(modes.values()) == {0o600}, modes
+
+
+# The HTTP door: the official client, unchanged, on the same process and the same gate ----
+
+
+def openai_client(service: Service, account: str = "acct-0", retries: int = 0) -> AsyncOpenAI:
+    return AsyncOpenAI(
+        base_url=f"http://{service.place.http}/v1",
+        api_key=secret_of(account),
+        max_retries=retries,
+        timeout=120,
+    )
+
+
+def billed(event: usage.UsageEvent) -> tuple[int, int, int]:
+    """(prompt, cached, output) tokens of an event: what a card prices."""
+    prompt = [q for q in event.quantities if q.direction == usage.DIRECTION_IN]
+    cached = [q for q in prompt if q.cache_use == usage.CACHE_USE_READ]
+    return sum(q.amount for q in prompt), sum(q.amount for q in cached), output_of(event)
+
+
+def told(used: CompletionUsage | None) -> tuple[int, int, int]:
+    """The same of OpenAI's usage object."""
+    assert used is not None
+    assert used.prompt_tokens_details is not None
+    cached = used.prompt_tokens_details.cached_tokens or 0
+    assert used.total_tokens == used.prompt_tokens + used.completion_tokens
+    return used.prompt_tokens, cached, used.completion_tokens
+
+
+async def test_http_usage_is_what_is_billed_to_the_token(service: Service, kafka: str) -> None:
+    """Whole and streamed, chat and completions, choices, stops, and callers that leave."""
+    count = int(os.environ.get("TOLLBOOK_HTTP_REQUESTS", "60"))
+    before = await service.engine()
+    said: dict[str, tuple[int, int, int]] = {}
+    left: set[str] = set()
+
+    async def one(client: AsyncOpenAI, number: int) -> None:
+        name = f"http-{number}"
+        headers = {"Idempotency-Key": name}
+        options: dict[str, Any] = {
+            "model": ("tiny", "tiny-support")[number % 2],
+            "max_tokens": number % 40 + 1,
+            "n": (1, 1, 2)[number % 3],
+            "stop": [" a"] if number % 4 == 0 else None,
+            "temperature": 0.9,
+            "top_p": 0.95,
+            "seed": number,
+            "extra_headers": headers,
+        }
+        messages: Any = [{"role": "user", "content": "word " * (number % 23 + 1)}]
+        if number % 6 == 5:
+            text = await client.completions.create(prompt="A ledger is" * 20, **options)
+            assert text.id == name
+            said[name] = told(text.usage)
+        elif number % 6 in (1, 3):
+            answer = await client.chat.completions.create(messages=messages, **options)
+            assert answer.id == name
+            said[name] = told(answer.usage)
+            assert {choice.finish_reason for choice in answer.choices} <= {"stop", "length"}
+        elif number % 6 == 2:
+            options |= {"max_tokens": 3_000, "extra_body": {"ignore_eos": True}, "stop": None}
+            stream = await client.chat.completions.create(messages=messages, stream=True, **options)
+            async for _ in stream:
+                break
+            await stream.close()
+            left.add(name)
+        else:
+            stream = await client.chat.completions.create(
+                messages=messages,
+                stream=True,
+                stream_options={"include_usage": True},
+                **options,
+            )
+            chunks = [chunk async for chunk in stream]
+            assert chunks[-1].choices == []
+            assert {chunk.id for chunk in chunks} == {name}
+            said[name] = told(chunks[-1].usage)
+
+    async with openai_client(service, "acct-11") as client:
+        for start in range(0, count, 50):
+            numbers = range(start, min(start + 50, count))
+            await asyncio.gather(*(one(client, number) for number in numbers))
+    generated = await taken(service, before)
+    wanted = {("acct-11", name) for name in (*said, *left)}
+    events = events_of(await eventually_in_topic(kafka, wanted))
+    assert len(wanted) == count
+    for name, figures in said.items():
+        event = events[("acct-11", name)]
+        assert billed(event) == figures
+        assert undelivered_of(event) == 0
+        assert event.outcome in (usage.OUTCOME_COMPLETE, usage.OUTCOME_EMPTY)
+    for name in left:
+        event = events[("acct-11", name)]
+        assert event.outcome == usage.OUTCOME_CLIENT_ABORT
+        assert 0 < output_of(event) < 6_000
+    assert sum(output_of(events[key]) for key in wanted) == generated
+
+
+async def test_http_an_idempotency_key_is_one_run_by_either_door(service: Service) -> None:
+    before = await service.engine()
+    async with openai_client(service, "acct-12") as client:
+        answers = [
+            await client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "Only once"}],
+                max_tokens=20,
+                extra_body={"ignore_eos": True},
+                extra_headers={"Idempotency-Key": "http-twice"},
+            )
+            for _ in range(2)
+        ]
+        assert answers[0].choices == answers[1].choices
+        assert told(answers[0].usage) == told(answers[1].usage)
+        by_grpc = await service.once(
+            chat("Only once", "http-twice", max_tokens=20, ignore_eos=True), "acct-12"
+        )
+        assert by_grpc.replayed
+        assert by_grpc.choices[0].text == answers[0].choices[0].message.content
+        with pytest.raises(openai.ConflictError) as caught:
+            await client.with_options(max_retries=3).chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "Another body"}],
+                extra_headers={"Idempotency-Key": "http-twice"},
+            )
+        assert caught.value.response.headers["x-should-retry"] == "false"
+    assert await taken(service, before) == 20
+
+
+async def test_http_a_caller_that_gives_up_is_counted(service: Service, kafka: str) -> None:
+    before = await service.engine()
+    async with openai_client(service, "acct-12") as client:
+        with pytest.raises(openai.APITimeoutError):
+            await client.chat.completions.create(
+                model="tiny",
+                messages=[{"role": "user", "content": "Everything"}],
+                max_tokens=3_900,
+                extra_body={"ignore_eos": True},
+                extra_headers={"Idempotency-Key": "http-late"},
+                timeout=0.7,
+            )
+    generated = await taken(service, before)
+    event = events_of(await eventually_in_topic(kafka, {("acct-12", "http-late")}))[
+        ("acct-12", "http-late")
+    ]
+    assert event.outcome == usage.OUTCOME_CLIENT_ABORT
+    assert output_of(event) == undelivered_of(event) == generated
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "param", "code"),
+    [
+        ({"model": "no-such"}, 404, None, "model_not_found"),
+        ({"max_tokens": 0}, 400, "max_tokens", "invalid_field"),
+        ({"temperature": "hot"}, 400, "temperature", "invalid_field"),
+        ({"n": 2**40}, 400, None, "invalid_field"),
+        ({"messages": []}, 400, "messages", "invalid_field"),
+        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", None),
+        ({"logit_bias": {"1": 1}}, 400, "logit_bias", None),
+        ({"messages": [{"role": "user", "content": "x" * 60_000}]}, 400, "messages", None),
+    ],
+    ids=["model", "zero", "text", "huge-n", "empty", "tools", "bias", "long"],
+)
+async def test_http_a_bad_request_costs_nothing_and_says_why(
+    service: Service, body: dict[str, Any], status: int, param: str | None, code: str | None
+) -> None:
+    before = await service.engine()
+    whole = {"model": "tiny", "messages": [{"role": "user", "content": "hi"}], **body}
+    async with openai_client(service) as client:
+        with pytest.raises(openai.APIStatusError) as caught:
+            await client.post("/chat/completions", cast_to=object, body=whole)
+    assert caught.value.status_code == status
+    error = caught.value.body
+    assert isinstance(error, dict)
+    assert error["message"]
+    assert error["param"] == param
+    assert code in (None, error["code"])
+    assert await taken(service, before) == 0
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("POST", "/chat/completions"),
+        ("POST", "/completions"),
+        ("GET", "/models"),
+        ("GET", "/models/tiny"),
+    ],
+)
+async def test_http_every_route_needs_a_key(service: Service, method: str, path: str) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{service.place.http}/v1") as client:
+        for headers in ({}, {"authorization": "Bearer nobody"}):
+            answer = await client.request(method, path, headers=headers)
+            assert answer.status_code == 401
+            assert answer.json()["error"]["code"] == "invalid_api_key"
+        assert (await client.get("/no-such")).json()["error"]["code"] == "no_route"
+
+
+async def test_http_a_body_has_a_bound(service: Service) -> None:
+    async with httpx.AsyncClient(base_url=f"http://{service.place.http}/v1") as client:
+        answer = await client.post(
+            "/chat/completions",
+            headers={"authorization": f"Bearer {secret_of('acct-0')}"},
+            content=b" " * (grpcs.MAX_MESSAGE_BYTES + 1),
+        )
+    assert answer.status_code == 413
+
+
+async def test_http_the_documented_example_runs(service: Service) -> None:
+    done = await asyncio.to_thread(
+        subprocess.run,
+        [sys.executable, str(EXAMPLES / "openai_client.py")],
+        env={
+            **os.environ,
+            "OPENAI_BASE_URL": f"http://{service.place.http}/v1",
+            "OPENAI_API_KEY": secret_of("acct-0"),
+        },
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0] == "served: tiny, tiny-support"
+    assert lines[1] == lines[2]
+    assert lines[3].endswith("output tokens, streamed")
+    assert lines[4] == "404 model_not_found"

@@ -49,7 +49,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         found = self._requests.find(caller, request.spec)
         if not isinstance(found, Reader):
             answer = answer_of(found)
-            for message in _messages_of(answer):
+            for message in messages_of(answer):
                 yield message
             await self._end(context, answer.failure, answer.summary)
             return
@@ -160,7 +160,7 @@ def _authorization(context: Context) -> str | None:
     return None
 
 
-def _messages_of(answer: Answer) -> list[inference.GenerateResponse]:
+def messages_of(answer: Answer) -> list[inference.GenerateResponse]:
     """A settled answer as a stream."""
     messages = [
         inference.GenerateResponse(

@@ -8,13 +8,15 @@ import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import grpc.aio
 import structlog
+from tokenizers import Tokenizer
 
 from inference.adapters.credit import PricingCredit
 from inference.adapters.grpc_service import InferenceService
+from inference.adapters.http_door import HttpDoor
 from inference.adapters.keys import Keys
 from inference.adapters.models import Adapter
 from inference.adapters.publisher import Publisher
@@ -27,7 +29,7 @@ from inference.app.streams import Streams
 from inference.domain.records import Booted, Closed
 from inference.engine import Engine
 from inference.settings import ServerSettings
-from kernel import errors, grpcs, telemetry
+from kernel import errors, grpcs, telemetry, web
 from kernel.clock import SystemClock
 from tollbook.inference.v1 import inference_pb2, inference_pb2_grpc
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -148,9 +150,11 @@ class Service:
         await server.start()
         reading = asyncio.create_task(books.publish_for_ever(), name="readings")
         requests.admit(self._served)
+        closing = asyncio.Event()
+        http = asyncio.create_task(self._serve_http(requests, keys, closing), name="http door")
         await server.set_ready(True)
         log.info("ready", models=sorted(self._served))
-        status = await self._watch(requests, spool, reading, stopped)
+        status = await self._watch(requests, spool, (reading, http), stopped)
         await server.set_ready(False)
         requests.close(
             errors.Unavailable(
@@ -163,26 +167,40 @@ class Service:
         if not spool.failed.done():
             await requests.drain(settings.drain_ms if status == 0 else SETTLE_LOST_MS)
         reading.cancel()
-        await asyncio.gather(reading, return_exceptions=True)
+        closing.set()
+        await asyncio.gather(reading, http, return_exceptions=True)
         if not spool.failed.done():
             await books.settled_residual()
         await server.stop(1_000)
         return status
 
+    async def _serve_http(self, requests: Requests, keys: Keys, closing: asyncio.Event) -> None:
+        """The HTTP door, until `closing`; without an address there is none."""
+        settings = self._settings
+        if not settings.http_address:
+            await closing.wait()
+            return
+        tokenizer = Tokenizer.from_file(str(settings.model / "tokenizer.json"))
+
+        def encode(text: str) -> list[int]:
+            ids: list[int] = tokenizer.encode(text).ids
+            return ids
+
+        door = HttpDoor(requests, keys, self._served, encode, self._clock)
+        await web.serve(door.app, settings.http_address, closing)
+
     async def _watch(
         self,
         requests: Requests,
         spool: Spool,
-        reading: asyncio.Task[None],
+        parts: Sequence[asyncio.Task[None]],
         stopped: asyncio.Event,
     ) -> int:
         """Wait for the first that ends the service; 0 only for a stop that was asked for."""
         stop = asyncio.create_task(stopped.wait(), name="stop signal")
         lost = asyncio.create_task(self._engine.wait_lost(), name="engine watch")
-        await asyncio.wait(
-            (stop, lost, spool.failed, requests.broken, reading),
-            return_when=asyncio.FIRST_COMPLETED,
-        )
+        watched: list[asyncio.Future[Any]] = [stop, lost, spool.failed, requests.broken, *parts]
+        await asyncio.wait(watched, return_when=asyncio.FIRST_COMPLETED)
         for task in (stop, lost):
             task.cancel()
         if spool.failed.done():
@@ -191,8 +209,9 @@ class Service:
             log.error("stopping: a request broke", error=str(requests.broken.result()))
         elif lost.done() and not lost.cancelled():
             log.error("stopping: the engine is lost")
-        elif reading.done():
-            log.error("stopping: readings ended", error=str(reading.exception()))
+        elif ended := [part for part in parts if part.done()]:
+            for part in ended:
+                log.error(f"stopping: {part.get_name()} ended", error=str(part.exception()))
         else:
             log.info("stopping: asked to")
             return 0

@@ -33,6 +33,7 @@ OFFSETS = {
     "inference": 9,
     "ledger-tiles": 10,
     "witness": 11,
+    "inference-http": 12,
 }
 
 

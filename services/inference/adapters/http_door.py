@@ -1,0 +1,287 @@
+"""The OpenAI-compatible door over HTTP: who calls, which request, and how it is told.
+
+Goes through the same gate as the gRPC door (app/requests.py): no route that serves anything
+is without its key, its hold and its count. Owns the connection: its body's bound, its
+stream, and what its end means. Counts nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from contextlib import aclosing
+from typing import Any, Final
+
+import structlog
+from opentelemetry import trace
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from inference.adapters import openai_shapes as shapes
+from inference.adapters.grpc_service import messages_of
+from inference.adapters.keys import Keys
+from inference.app.generation import Caller, Reader
+from inference.app.requests import Answer, Requests, Served, answer_of
+from inference.domain.outcome import End
+from kernel import errors, grpcs, telemetry
+from kernel.clock import Clock
+from tollbook.inference.v1 import inference_pb2 as inference
+
+log = structlog.get_logger()
+
+MAX_BODY_BYTES: Final = grpcs.MAX_MESSAGE_BYTES
+Encode = Callable[[str], list[int]]
+_Handler = Callable[[Request, Caller], Coroutine[Any, Any, Response]]
+
+
+class HttpDoor:
+    """The ASGI application is `app`. `encode` gives a text's token ids."""
+
+    def __init__(
+        self,
+        requests: Requests,
+        keys: Keys,
+        served: Mapping[str, Served],
+        encode: Encode,
+        clock: Clock,
+    ) -> None:
+        self._requests = requests
+        self._keys = keys
+        self._served = served
+        self._encode = encode
+        self._clock = clock
+        self._tracer = telemetry.tracer("inference")
+        self.app = Starlette(
+            routes=[
+                Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
+                Route("/v1/completions", self._guarded(self._completion), methods=["POST"]),
+                Route("/v1/models", self._guarded(self._models), methods=["GET"]),
+                Route("/v1/models/{name}", self._guarded(self._model), methods=["GET"]),
+            ],
+            exception_handlers={404: _no_route, 405: _no_route},
+        )
+
+    def _guarded(self, handler: _Handler) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Key first, then the handler; every error leaves in OpenAI's shape."""
+
+        async def endpoint(request: Request) -> Response:
+            headers = dict(request.headers)
+            with self._tracer.start_as_current_span(
+                f"{request.method} {request.scope['route'].path}",
+                context=telemetry.context_from(headers),
+                kind=trace.SpanKind.SERVER,
+            ):
+                try:
+                    caller = await self._keys.resolve(headers.get("authorization"))
+                    return await handler(request, caller)
+                except errors.TollbookError as error:
+                    return _refusal(error, None)
+                except Exception:
+                    log.exception("a route failed unexpectedly", path=request.url.path)
+                    return _refusal(
+                        errors.Internal(
+                            "an unexpected failure; it is in the service's log, please report it",
+                            reason="DEFECT",
+                        ),
+                        None,
+                    )
+
+        return endpoint
+
+    async def _models(self, _request: Request, _caller: Caller) -> Response:
+        data = [_model_of(name) for name in sorted(self._served)]
+        return JSONResponse({"object": "list", "data": data})
+
+    async def _model(self, request: Request, _caller: Caller) -> Response:
+        name = request.path_params["name"]
+        if name not in self._served:
+            raise errors.NotFound(f"no model {name!r}", reason="UNKNOWN_MODEL")
+        return JSONResponse(_model_of(name))
+
+    async def _chat(self, request: Request, caller: Caller) -> Response:
+        body = shapes.parse(shapes.ChatRequest, await _body(request))
+        return await self._generate(request, caller, body, body.spec(_request_id(request)), True)
+
+    async def _completion(self, request: Request, caller: Caller) -> Response:
+        body = shapes.parse(shapes.CompletionRequest, await _body(request))
+        prompt = body.prompt
+        if isinstance(prompt, str):
+            prompt = await asyncio.to_thread(self._encode, prompt)
+        spec = body.spec(_request_id(request), prompt)
+        return await self._generate(request, caller, body, spec, False)
+
+    async def _generate(
+        self,
+        request: Request,
+        caller: Caller,
+        body: shapes.ChatRequest | shapes.CompletionRequest,
+        spec: inference.GenerationSpec,
+        chat: bool,
+    ) -> Response:
+        grpcs.check(inference.GenerateOnceRequest(spec=spec))
+        teller = shapes.Teller(chat, spec.model, self._clock.now_us() // 1_000_000)
+        found = self._requests.find(caller, spec)
+        if body.stream:
+            include = body.stream_options is not None and body.stream_options.include_usage
+            return await _stream_of(found, teller, include)
+        if isinstance(found, Reader):
+            return await _whole(found, teller, request.receive)
+        answer = answer_of(found)
+        if answer.failure is not None:
+            return _refusal(answer.failure, answer.summary)
+        return _told(teller, answer.request_id, answer.choices, answer.summary)
+
+
+async def _whole(reader: Reader, teller: shapes.Teller, receive: Receive) -> Response:
+    """The whole answer, unless the caller goes first."""
+    answering = asyncio.create_task(reader.whole())
+    leaving = asyncio.create_task(_disconnected(receive))
+    try:
+        await asyncio.wait((answering, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            # Nobody is there to read it.
+            return Response(status_code=499)
+        answer = answering.result()
+    except errors.TollbookError as error:
+        return _refusal(error, reader.summary)
+    finally:
+        # Before anything is awaited: from here on nothing is handed over.
+        answering.cancel()
+        leaving.cancel()
+        reader.leave(End.CALLER_LEFT)
+        await asyncio.gather(answering, leaving, return_exceptions=True)
+    return _told(teller, answer.request_id, answer.choices, answer.usage)
+
+
+async def _stream_of(found: Any, teller: shapes.Teller, include_usage: bool) -> Response:
+    """A stream whose head is sent only when it is admitted: a refusal has its own status."""
+    if not isinstance(found, Reader):
+        answer: Answer = answer_of(found)
+        if answer.failure is not None:
+            return _refusal(answer.failure, answer.summary)
+
+        async def replay() -> AsyncIterator[inference.GenerateResponse]:
+            for message in messages_of(answer):
+                yield message
+
+        return _EventStream(replay(), None, teller, include_usage)
+    messages = found.stream()
+    try:
+        first = await anext(messages)
+    except errors.TollbookError as error:
+        found.leave(End.CALLER_LEFT)
+        return _refusal(error, found.summary)
+    except BaseException:
+        found.leave(End.CALLER_LEFT)
+        raise
+    teller.chunk(first)
+    return _EventStream(messages, found, teller, include_usage)
+
+
+class _EventStream(Response):
+    """Server-sent events. A chunk counts as handed over when the server took it and asks
+    for more; a caller that reads slowly holds the server, and with it this stream.
+    """
+
+    def __init__(
+        self,
+        messages: AsyncIterator[inference.GenerateResponse],
+        reader: Reader | None,
+        teller: shapes.Teller,
+        include_usage: bool,
+    ) -> None:
+        super().__init__(
+            headers={"cache-control": "no-cache", "x-request-id": teller.request_id},
+            media_type="text/event-stream",
+        )
+        del self.headers["content-length"]
+        self._messages: Any = messages
+        self._reader = reader
+        self._teller = teller
+        self._include_usage = include_usage
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        sending = asyncio.create_task(self._send_all(send))
+        leaving = asyncio.create_task(_disconnected(receive))
+        try:
+            await asyncio.wait((sending, leaving), return_when=asyncio.FIRST_COMPLETED)
+            if sending.done():
+                sending.result()
+        finally:
+            sending.cancel()
+            leaving.cancel()
+            if self._reader is not None:
+                self._reader.leave(End.CALLER_LEFT)
+            await asyncio.gather(sending, leaving, return_exceptions=True)
+
+    async def _send_all(self, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
+        try:
+            async with aclosing(self._messages) as messages:
+                async for message in messages:
+                    chunk = self._teller.chunk(message)
+                    if chunk is None or (message.HasField("usage") and not self._include_usage):
+                        continue
+                    await send(_event(json.dumps(chunk)))
+            await send(_event("[DONE]"))
+        except errors.TollbookError as error:
+            summary = self._reader.summary if self._reader is not None else None
+            await send(_event(json.dumps(shapes.error_of(error, summary)[1])))
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+
+def _event(data: str) -> dict[str, Any]:
+    body = f"data: {data}\n\n".encode()
+    return {"type": "http.response.body", "body": body, "more_body": True}
+
+
+async def _disconnected(receive: Receive) -> None:
+    """Return when the caller is gone."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _told(
+    teller: shapes.Teller,
+    request_id: str,
+    choices: Any,
+    summary: inference.UsageSummary,
+) -> Response:
+    teller.request_id = request_id
+    return JSONResponse(teller.whole(choices, summary), headers={"x-request-id": request_id})
+
+
+def _refusal(error: errors.TollbookError, summary: inference.UsageSummary | None) -> Response:
+    status, body, headers = shapes.error_of(error, summary)
+    return JSONResponse(body, status, dict(headers))
+
+
+async def _no_route(request: Request, _error: Exception) -> Response:
+    return _refusal(
+        errors.NotFound(f"there is no {request.method} {request.url.path}", reason="NO_ROUTE"),
+        None,
+    )
+
+
+def _model_of(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "tollbook"}
+
+
+def _request_id(request: Request) -> str:
+    return request.headers.get("idempotency-key", "")
+
+
+async def _body(request: Request) -> bytes:
+    """The body, within its bound. Errors: InvalidArgument."""
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > MAX_BODY_BYTES:
+            raise errors.InvalidArgument(
+                f"the body has more than {MAX_BODY_BYTES} bytes", reason="BODY_TOO_LARGE"
+            )
+    return bytes(data)

@@ -1,0 +1,328 @@
+"""OpenAI's shapes: its requests read into ours, our answers and errors told in its words.
+
+Owns the translation, both ways, and nothing that waits or counts. A parameter that would
+change the answer and cannot be honoured is refused by name, never passed over in silence.
+
+Format: OpenAI's HTTP API, `/v1/chat/completions`, `/v1/completions`, `/v1/models`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from typing import Any, Final, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from kernel import errors
+from tollbook.inference.v1 import inference_pb2 as inference
+from tollbook.usage.v1 import usage_pb2 as usage
+
+Json = dict[str, Any]
+
+_STATUSES: Final[dict[type[errors.TollbookError], int]] = {
+    errors.InvalidArgument: 400,
+    errors.Unauthenticated: 401,
+    errors.PermissionDenied: 403,
+    errors.NotFound: 404,
+    errors.AlreadyExists: 409,
+    errors.FailedPrecondition: 400,
+    errors.OutOfRange: 400,
+    errors.QuotaExceeded: 429,
+    errors.Unavailable: 503,
+    errors.DeadlinePassed: 504,
+}
+_TYPES: Final = {
+    401: "authentication_error",
+    403: "permission_error",
+    429: "insufficient_quota",
+}
+# Codes that programs written for OpenAI look for; else our own stable reason stands there.
+_CODES: Final = {
+    "NO_KEY": "invalid_api_key",
+    "UNKNOWN_KEY": "invalid_api_key",
+    "UNKNOWN_MODEL": "model_not_found",
+    "NO_CREDIT": "insufficient_quota",
+    "SPEND_LIMIT": "insufficient_quota",
+}
+_FINISH: Final[dict[int, str]] = {
+    usage.FINISH_REASON_STOP: "stop",
+    usage.FINISH_REASON_LENGTH: "length",
+    usage.FINISH_REASON_ABORT: "abort",
+    usage.FINISH_REASON_ERROR: "error",
+    usage.FINISH_REASON_REPETITION: "stop",
+}
+# How our fields are called in a caller's request.
+_PARAMETERS: Final = {
+    "spec.request_id": "Idempotency-Key",
+    "spec.chat": "messages",
+    "spec.tokens": "prompt",
+    "spec.sampling.json_schema": "response_format",
+}
+
+
+class _Shape(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class _StreamOptions(_Shape):
+    include_usage: bool = False
+    include_obfuscation: bool | None = None
+
+
+class _TextPart(_Shape):
+    type: Literal["text"]
+    text: str
+
+
+class _Message(_Shape):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | list[_TextPart]
+    name: str | None = None
+    refusal: None = None
+
+
+class _Schema(_Shape):
+    name: str = ""
+    description: str | None = None
+    schema_: Json = Field(alias="schema")
+    strict: bool | None = None
+
+
+class _Format(_Shape):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: _Schema | None = None
+
+
+class _Common(_Shape):
+    """What both requests have. Fields typed None are those that cannot be honoured."""
+
+    model: str
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    n: int | None = None
+    stop: str | list[str] | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    ignore_eos: bool = False
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    # No difference to the answer.
+    user: str | None = None
+    metadata: Json | None = None
+
+    def sampling(self, max_tokens: int | None, schema: str | None) -> inference.SamplingParams:
+        """Our parameters; what the caller left out stays unset."""
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        given = {
+            "max_tokens": max_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "top_k": self.top_k,
+            "seed": self.seed,
+            "n": self.n,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "json_schema": schema,
+        }
+        values: Json = {name: value for name, value in given.items() if value is not None}
+        try:
+            return inference.SamplingParams(**values, stop=stop, ignore_eos=self.ignore_eos)
+        except (ValueError, TypeError) as error:
+            raise errors.InvalidArgument(
+                f"a number is beyond its range: {error}", reason="INVALID_FIELD"
+            ) from error
+
+
+class ChatRequest(_Common):
+    """Body of `/v1/chat/completions`."""
+
+    messages: list[_Message]
+    max_completion_tokens: int | None = None
+    response_format: _Format | None = None
+    store: Literal[False] | None = None
+    service_tier: Literal["auto", "default"] | None = None
+    logprobs: Literal[False] | None = None
+    parallel_tool_calls: bool | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+
+    def spec(self, request_id: str) -> inference.GenerationSpec:
+        """The request as the gate takes it."""
+        messages = [
+            inference.ChatMessage(
+                role="system" if item.role == "developer" else item.role,
+                content=item.content
+                if isinstance(item.content, str)
+                else "".join(part.text for part in item.content),
+            )
+            for item in self.messages
+        ]
+        wanted = self.max_completion_tokens
+        return inference.GenerationSpec(
+            request_id=request_id,
+            model=self.model,
+            chat=inference.ChatPrompt(messages=messages),
+            sampling=self.sampling(self.max_tokens if wanted is None else wanted, self._schema()),
+        )
+
+    def _schema(self) -> str | None:
+        form = self.response_format
+        if form is None or form.type == "text":
+            return None
+        if form.type == "json_object":
+            return '{"type": "object"}'
+        if form.json_schema is None:
+            raise errors.InvalidArgument.of_field(
+                "response_format", "type json_schema needs a json_schema with a schema"
+            )
+        return json.dumps(form.json_schema.schema_, sort_keys=True)
+
+
+class CompletionRequest(_Common):
+    """Body of `/v1/completions`: one prompt, a text or its token ids."""
+
+    prompt: str | list[int]
+    echo: Literal[False] | None = None
+    best_of: Literal[1] | None = None
+
+    def spec(self, request_id: str, token_ids: list[int]) -> inference.GenerationSpec:
+        """The request as the gate takes it, its prompt in tokens."""
+        try:
+            prompt = inference.TokenPrompt(token_ids=token_ids)
+        except (ValueError, TypeError) as error:
+            raise errors.InvalidArgument.of_field("prompt", f"no token id: {error}") from error
+        return inference.GenerationSpec(
+            request_id=request_id,
+            model=self.model,
+            tokens=prompt,
+            sampling=self.sampling(self.max_tokens, None),
+        )
+
+
+Shape = TypeVar("Shape", ChatRequest, CompletionRequest)
+
+
+def parse(kind: type[Shape], body: bytes) -> Shape:
+    """Read a body. Errors: InvalidArgument that names the field."""
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        problem = (
+            f"{field} is not supported here: leave it out"
+            if first["type"] == "extra_forbidden"
+            else f"{field or 'the body'}: {first['msg']}"
+        )
+        raise errors.InvalidArgument.of_field(field, problem) from error
+
+
+def usage_of(summary: inference.UsageSummary) -> Json:
+    """The usage object: the same figures as the event's, so as the bill's."""
+    reasoning = sum(
+        leaf.amount
+        for leaf in summary.quantities
+        if leaf.token_kind == usage.TOKEN_KIND_REASONING and leaf.direction == usage.DIRECTION_OUT
+    )
+    return {
+        "prompt_tokens": summary.prompt_tokens,
+        "completion_tokens": summary.output_tokens,
+        "total_tokens": summary.prompt_tokens + summary.output_tokens,
+        "prompt_tokens_details": {"cached_tokens": summary.cached_tokens},
+        "completion_tokens_details": {"reasoning_tokens": reasoning},
+    }
+
+
+class Teller:
+    """Tells one request's answer in the words of chat or of completions."""
+
+    def __init__(self, chat: bool, model: str, created_s: int) -> None:
+        self._chat = chat
+        self._model = model
+        self._created_s = created_s
+        self.request_id = ""
+
+    def _head(self, kind: str) -> Json:
+        return {
+            "id": self.request_id,
+            "object": kind,
+            "created": self._created_s,
+            "model": self._model,
+        }
+
+    def _choice(self, index: int, finish: int | None, **content: Any) -> Json:
+        reason = None if finish is None else _FINISH.get(finish, "stop")
+        return {"index": index, **content, "logprobs": None, "finish_reason": reason}
+
+    def whole(self, choices: Iterable[inference.Choice], summary: inference.UsageSummary) -> Json:
+        """The answer in one object."""
+        told = [
+            self._choice(
+                choice.index,
+                choice.finish_reason,
+                **(
+                    {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
+                    if self._chat
+                    else {"text": choice.text}
+                ),
+            )
+            for choice in choices
+        ]
+        head = self._head("chat.completion" if self._chat else "text_completion")
+        return {**head, "choices": told, "usage": usage_of(summary)}
+
+    def chunk(self, message: inference.GenerateResponse) -> Json | None:
+        """One message of a stream; None where OpenAI's stream has none."""
+        if message.HasField("started"):
+            self.request_id = message.started.request_id
+            return None
+        head = self._head("chat.completion.chunk" if self._chat else "text_completion")
+        if message.HasField("usage"):
+            return {**head, "choices": [], "usage": usage_of(message.usage)}
+        finish: int | None = None
+        if message.HasField("finished"):
+            index, text, finish = message.finished.choice, "", message.finished.finish_reason
+        else:
+            index, text = message.delta.choice, message.delta.text
+        content: Json = {"text": text}
+        if self._chat:
+            told = {"role": "assistant", "content": text} if finish is None else {}
+            content = {"delta": told}
+        return {**head, "choices": [self._choice(index, finish, **content)]}
+
+
+def error_of(
+    error: errors.TollbookError, summary: inference.UsageSummary | None
+) -> tuple[int, Json, Mapping[str, str]]:
+    """(HTTP status, body, headers) of an error.
+
+    `x-should-retry` is what OpenAI's own clients go by: a settled request is never to be
+    sent again by itself, for a new run is a new charge.
+    """
+    status = next((_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES), 500)
+    if error.reason == "BODY_TOO_LARGE":
+        status = 413
+    violations = error.violations if isinstance(error, errors.InvalidArgument) else ()
+    field = violations[0].field if violations else ""
+    known = next((_PARAMETERS[name] for name in _PARAMETERS if field.startswith(name)), None)
+    body: Json = {
+        "message": error.message,
+        "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
+        "param": (known or field.removeprefix("spec.sampling.").removeprefix("spec.")) or None,
+        "code": _CODES.get(error.reason, error.reason.lower() or None),
+        "reason": error.reason or None,
+    }
+    if summary is not None:
+        body |= {"request_id": summary.request_id, "usage": usage_of(summary)}
+    headers = {"x-should-retry": "false"}
+    if isinstance(error, errors.Unavailable) and summary is None:
+        headers = {
+            "x-should-retry": "true",
+            "retry-after-ms": str(error.retry_after_ms),
+            "retry-after": str(-(-error.retry_after_ms // 1000)),
+        }
+    return status, {"error": body}, headers

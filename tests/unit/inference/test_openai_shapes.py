@@ -1,0 +1,124 @@
+"""OpenAI's shapes: what is read is what was sent, and what is told is what was counted."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from inference.adapters import openai_shapes as shapes
+from inference.domain.counting import Tally
+from inference.domain.event import body_digest, summary_of
+from kernel import errors
+from tollbook.inference.v1 import inference_pb2 as inference
+from tollbook.usage.v1 import usage_pb2 as usage
+
+SAYS_HI = [{"role": "user", "content": "hi"}]
+
+
+def chat(**fields: Any) -> shapes.ChatRequest:
+    body = {"model": "tiny", "messages": SAYS_HI, **fields}
+    return shapes.parse(shapes.ChatRequest, json.dumps(body).encode())
+
+
+def summary(prompt: int, cached: int, outputs: list[int]) -> inference.UsageSummary:
+    tally = Tally(prompt, len(outputs))
+    tally.note_cached(0, cached)
+    for choice, amount in enumerate(outputs):
+        tally.add(choice, [7] * amount)
+    event = usage.UsageEvent(event_id="r-1", account_id="a", quantities=tally.quantities())
+    return summary_of(event, "usage-0")
+
+
+@given(st.integers(0, 5_000), st.integers(0, 5_000), st.lists(st.integers(0, 300), min_size=1))
+def test_the_usage_object_sums_the_events_leaves(
+    prompt: int, cached: int, outputs: list[int]
+) -> None:
+    told = shapes.usage_of(summary(prompt, min(prompt, cached), outputs))
+    assert told["prompt_tokens"] == prompt
+    assert told["prompt_tokens_details"]["cached_tokens"] == min(prompt, cached)
+    assert told["completion_tokens"] == sum(outputs)
+    assert told["total_tokens"] == prompt + sum(outputs)
+
+
+def test_reasoning_is_a_part_of_the_output_and_not_beside_it() -> None:
+    made = inference.UsageSummary(output_tokens=482)
+    for kind, amount in ((usage.TOKEN_KIND_REASONING, 448), (usage.TOKEN_KIND_PLAIN, 34)):
+        made.quantities.add(
+            unit=usage.UNIT_TOKEN, direction=usage.DIRECTION_OUT, token_kind=kind, amount=amount
+        )
+    told = shapes.usage_of(made)
+    assert told["completion_tokens"] == 482
+    assert told["completion_tokens_details"]["reasoning_tokens"] == 448
+
+
+def test_streaming_is_no_part_of_the_body() -> None:
+    """So a retry that streams attaches to the request that did not."""
+    plain = chat(max_tokens=4).spec("r-1")
+    streamed = chat(max_tokens=4, stream=True, stream_options={"include_usage": True}).spec("r-1")
+    assert body_digest(plain) == body_digest(streamed)
+    assert body_digest(plain) != body_digest(chat(max_tokens=5).spec("r-1"))
+
+
+def test_what_is_sent_is_what_is_asked_for() -> None:
+    spec = chat(
+        messages=[
+            {"role": "developer", "content": "Be brief."},
+            {"role": "user", "content": [{"type": "text", "text": t} for t in ("a", "b")]},
+        ],
+        max_tokens=9,
+        max_completion_tokens=5,
+        stop="end",
+        temperature=0,
+        seed=3,
+        response_format={"type": "json_schema", "json_schema": {"name": "x", "schema": {"a": 1}}},
+    ).spec("r-1")
+    assert [(item.role, item.content) for item in spec.chat.messages] == [
+        ("system", "Be brief."),
+        ("user", "ab"),
+    ]
+    assert spec.sampling == inference.SamplingParams(
+        max_tokens=5, temperature=0, seed=3, stop=["end"], json_schema='{"a": 1}'
+    )
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tools": []}, "tools"),
+        ({"logprobs": True}, "logprobs"),
+        ({"max_tokens": 1.5}, "max_tokens"),
+        ({"max_tokens": True}, "max_tokens"),
+        ({"messages": "hi"}, "messages"),
+        ({"response_format": {"type": "json_schema"}}, "response_format"),
+        ({"service_tier": "priority"}, "service_tier"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_honoured_is_refused_by_name(fields: dict[str, Any], param: str) -> None:
+    with pytest.raises(errors.InvalidArgument) as caught:
+        chat(**fields).spec("")
+    status, body, headers = shapes.error_of(caught.value, None)
+    assert (status, body["error"]["param"]) == (400, param)
+    assert headers["x-should-retry"] == "false"
+
+
+def test_a_settled_failure_is_never_sent_again_by_itself() -> None:
+    lost = errors.Unavailable("lost", reason="ENGINE_LOST", retry_after_ms=5_000)
+    status, body, headers = shapes.error_of(lost, summary(3, 0, [4]))
+    assert (status, headers["x-should-retry"]) == (503, "false")
+    assert body["error"]["usage"]["completion_tokens"] == 4
+    status, body, headers = shapes.error_of(lost, None)
+    assert (status, headers["x-should-retry"]) == (503, "true")
+    assert (headers["retry-after-ms"], headers["retry-after"]) == ("5000", "5")
+    assert "usage" not in body["error"]
+
+
+def test_no_credit_is_openais_insufficient_quota_and_not_tried_again() -> None:
+    error = errors.QuotaExceeded("no credit", reason="NO_CREDIT")
+    status, body, headers = shapes.error_of(error, None)
+    assert (status, body["error"]["code"]) == (429, "insufficient_quota")
+    assert headers["x-should-retry"] == "false"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import struct
 import subprocess
@@ -626,6 +627,37 @@ async def test_http_an_idempotency_key_is_one_run_by_either_door(service: Servic
             )
         assert caught.value.response.headers["x-should-retry"] == "false"
     assert await taken(service, before) == 20
+
+
+async def test_http_a_schema_binds_the_answer_and_counts_like_any_other(
+    service: Service,
+) -> None:
+    before = await service.engine()
+    schema = {
+        "type": "object",
+        "properties": {"good": {"type": "boolean"}},
+        "required": ["good"],
+        "additionalProperties": False,
+    }
+    async with openai_client(service, "acct-12") as client:
+        answer = await client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "Is it good?"}],
+            max_tokens=400,
+            seed=1,
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "verdict", "schema": schema, "strict": True},
+            },
+        )
+    (choice,) = answer.choices
+    text = choice.message.content or ""
+    if choice.finish_reason == "stop":
+        assert isinstance(json.loads(text)["good"], bool)
+    else:
+        # A model of random weights may fill its bound with white space.
+        assert text.lstrip().startswith("{")
+    assert await taken(service, before) == told(answer.usage)[2] > 0
 
 
 async def test_http_a_caller_that_gives_up_is_counted(service: Service, kafka: str) -> None:

@@ -147,7 +147,7 @@ class Crowd:
             except grpc.aio.AioRpcError as error:
                 trailing = dict(error.trailing_metadata() or ())
                 if TRAILER in trailing:
-                    return told.settle(inference.UsageSummary.FromString(trailing[TRAILER]))  # type: ignore[arg-type]
+                    return told.settle(inference.UsageSummary.FromString(trailing[TRAILER]))
                 if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                     told.left = True
                     return None

@@ -24,6 +24,7 @@ BENCHES: Final = {
     "ledger": "Kafka to durable log, events/s and latency, beside plain COPY",
     "reading": "the log to its readers, gRPC and Arrow, beside COPY TO STDOUT",
     "inference": "metering in process, tokens/s and latency, beside bare AsyncLLM",
+    "spool": "usage records to the disk, beside plain appends with fdatasync",
     "rating": "log leaves to charges on one core, beside a plain loop of decimals",
     "changes": "preview of the log's own usage, and an approval until it prices",
     "balances": "Reserve on one account and on many, and GetBalance, through gRPC",

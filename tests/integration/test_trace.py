@@ -325,6 +325,28 @@ def test_a_retry_is_charged_once_and_errors_say_why(system: System) -> None:
     assert balance(system) == before - total
 
 
+def test_an_openai_client_is_told_what_its_receipt_says(system: System) -> None:
+    """The page's example and its curl, with the address that `tollbook env` gives."""
+    shell = {**system.shell, "OPENAI_API_KEY": system.shell["TOLLBOOK_SECRET"]}
+    page = (EXAMPLES.parent / "callers.md").read_text()
+    (call,) = re.findall(r"^curl -s \$OPENAI_BASE_URL.*?}'$", page, re.MULTILINE | re.DOTALL)
+    answer = json.loads(run(["sh", "-c", call], shell))
+    said = run([sys.executable, str(EXAMPLES / "openai_client.py")], shell)
+    told = dict(re.findall(r"^(\S+): (\d+) output tokens", said, re.MULTILINE))
+    told[answer["id"]] = answer["usage"]["completion_tokens"]
+    assert len(told) == 3, said
+    for request_id, tokens in told.items():
+        charged = receipt(system.stack, request_id)
+        out = [x for x in charged.lines if x.leaf.direction == usage_pb2.DIRECTION_OUT]
+        assert sum(line.charged_quantity for line in out) == int(tokens)
+    assert answer["id"] == "first-1"
+    assert answer["usage"]["prompt_tokens"] == sum(
+        line.charged_quantity
+        for line in receipt(system.stack, "first-1").lines
+        if line.leaf.direction == usage_pb2.DIRECTION_IN
+    )
+
+
 def test_a_cancelled_request_is_billed_what_was_generated(system: System) -> None:
     said = system.example("cancel.py")
     found = re.fullmatch(

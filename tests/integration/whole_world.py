@@ -39,6 +39,9 @@ MODELS: Final = ("tiny", "tiny-support")
 USAGE_TRAILER: Final = "tollbook-usage-bin"
 # From a kill -9 of inference to its first answer is half a minute.
 PATIENCE_S: Final = 150.0
+# A server that stops ends a call that is still under way after its grace as CANCELLED, which is
+# no word of the service about the request: the caller, who did not cancel, sends the same id again.
+_SERVER_GONE: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _PAUSE_S: Final = 0.1
 _RECEIPTS_AT_ONCE: Final = 16
 
@@ -163,7 +166,7 @@ class WholeWorld(World):
                 summary = await self._attempt(asked)
             except grpc.aio.AioRpcError as error:
                 asked.streaming = False
-                if error.code() is grpc.StatusCode.UNAVAILABLE and time.monotonic() < deadline:
+                if error.code() in _SERVER_GONE and time.monotonic() < deadline:
                     await asyncio.sleep(_PAUSE_S)
                     continue
                 if reason_of(error) != "SETTLED_WITH_ERROR":

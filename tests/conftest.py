@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from typing import TYPE_CHECKING
 
 import pytest
+import pytest_asyncio
 from hypothesis import settings
 
 from tollbook.stack import Stack, running_stack
+
+if TYPE_CHECKING:
+    from tests.integration.inference_service import KeyServer
 
 # No deadline: a test that fails because the machine was busy is a flaky test. The same examples
 # each time: what fails on a change is of that change. New ones are looked for by
@@ -40,6 +45,31 @@ def pricing_tables() -> Iterator[Stack]:
     """A database with pricing's schema and no process at it. Who uses it empties the tables."""
     with running_stack(parts=("postgres", "database", "pricing-schema")) as stack:
         yield stack
+
+
+@pytest.fixture(scope="module")
+def broker() -> Iterator[Stack]:
+    """A broker of the module's own, with the topic: what tests of the inference service need."""
+    with running_stack(parts=("kafka", "topic")) as stack:
+        yield stack
+
+
+@pytest.fixture(scope="module")
+def kafka(broker: Stack) -> str:
+    """The address of `broker`."""
+    return broker.address("kafka")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def keys() -> AsyncIterator[KeyServer]:
+    """Who the inference service asks for its callers' keys."""
+    # Here, so that unit tests need not wait for what it imports.
+    from tests.integration.inference_service import KeyServer
+
+    server = KeyServer()
+    await server.start()
+    yield server
+    await server.stop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -31,6 +31,8 @@ log = structlog.get_logger()
 DOMAIN: Final = "tollbook"
 MAX_MESSAGE_BYTES: Final = 16 * 1024 * 1024
 DRAIN_MS: Final = 10_000
+# A tollbook.inference.v1.UsageSummary in a failed call's trailing metadata.
+USAGE_TRAILER: Final = "tollbook-usage-bin"
 
 # A status travels in trailing metadata, of which gRPC's default limit is 8 KiB;
 # beyond it the caller would get a status of gRPC's own and never ours. Text

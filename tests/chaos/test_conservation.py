@@ -12,13 +12,12 @@ import os
 import random
 import time
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 import grpc.aio
 import pytest
-import pytest_asyncio
 from tests.integration.inference_service import (
     KeyServer,
     Place,
@@ -37,7 +36,6 @@ from tests.integration.inference_service import (
 
 from inference import tinymodel
 from tollbook.inference.v1 import inference_pb2 as inference
-from tollbook.stack import running_stack
 from tollbook.usage.v1 import usage_pb2 as usage
 
 REQUESTS: Final = int(os.environ.get("TOLLBOOK_CONSERVATION_REQUESTS", "330"))
@@ -57,20 +55,6 @@ pytestmark = [
 
 TRAILER: Final = "tollbook-usage-bin"
 SCHEMA: Final = '{"enum": ["toll", "bridge", "lane", "gate"]}'
-
-
-@pytest.fixture(scope="module")
-def kafka() -> Iterator[str]:
-    with running_stack(parts=("kafka", "topic")) as stack:
-        yield stack.address("kafka")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def keys() -> AsyncIterator[KeyServer]:
-    server = KeyServer()
-    await server.start()
-    yield server
-    await server.stop()
 
 
 class House:

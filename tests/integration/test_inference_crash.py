@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import grpc.aio
 import psutil
 import pytest
-import pytest_asyncio
 from tests.integration.inference_service import (
     KeyServer,
     Place,
@@ -28,7 +26,6 @@ from tests.integration.inference_service import (
 
 from inference import tinymodel
 from tollbook.inference.v1 import inference_pb2 as inference
-from tollbook.stack import running_stack
 from tollbook.usage.v1 import usage_pb2 as usage
 
 pytestmark = [
@@ -38,20 +35,6 @@ pytestmark = [
     pytest.mark.timeout(900),
     pytest.mark.asyncio(loop_scope="module"),
 ]
-
-
-@pytest.fixture(scope="module")
-def kafka() -> Iterator[str]:
-    with running_stack(parts=("kafka", "topic")) as stack:
-        yield stack.address("kafka")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def keys() -> AsyncIterator[KeyServer]:
-    server = KeyServer()
-    await server.start()
-    yield server
-    await server.stop()
 
 
 @pytest.fixture(scope="module")

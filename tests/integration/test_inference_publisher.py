@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -16,16 +16,10 @@ from inference.adapters.publisher import Publisher
 from inference.adapters.spool import Spool
 from inference.app.streams import Streams
 from inference.domain import records
-from tollbook.stack import Stack, running_stack
+from tollbook.stack import Stack
 from tollbook.usage.v1 import usage_pb2 as usage
 
 pytestmark = pytest.mark.integration
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Stack]:
-    with running_stack(parts=("kafka", "topic")) as stack:
-        yield stack
 
 
 @asynccontextmanager

@@ -10,7 +10,7 @@ import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +44,7 @@ from inference import tinymodel
 from kernel import grpcs
 from kernel.placement import partition_of, usage_log
 from tollbook.inference.v1 import inference_pb2 as inference
-from tollbook.stack import Stack, running_stack
+from tollbook.stack import Stack
 from tollbook.usage.v1 import usage_pb2 as usage
 
 pytestmark = [
@@ -56,25 +56,6 @@ pytestmark = [
 
 TRAILER = "tollbook-usage-bin"
 EXAMPLES = Path(__file__).resolve().parents[2] / "docs" / "examples"
-
-
-@pytest.fixture(scope="module")
-def broker() -> Iterator[Stack]:
-    with running_stack(parts=("kafka", "topic")) as stack:
-        yield stack
-
-
-@pytest.fixture(scope="module")
-def kafka(broker: Stack) -> str:
-    return broker.address("kafka")
-
-
-@pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def keys() -> AsyncIterator[KeyServer]:
-    server = KeyServer()
-    await server.start()
-    yield server
-    await server.stop()
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")

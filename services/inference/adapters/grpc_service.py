@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Mapping
-from typing import Any, Final, cast
+from typing import Any, cast
 
 import grpc.aio
 
 from inference.adapters.keys import Keys
 from inference.app.books import Books
 from inference.app.generation import Reader
-from inference.app.requests import Answer, Requests, Served, answer_of
+from inference.app.requests import Requests, Served, answer_of, messages_of
 from inference.domain.outcome import End
 from kernel import errors, grpcs
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.inference.v1 import inference_pb2_grpc
-
-USAGE_TRAILER: Final = "tollbook-usage-bin"
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -121,7 +119,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         summary: inference.UsageSummary | None,
     ) -> None:
         """Put the usage into the trailing metadata, and abort when there is an error."""
-        trailing = ((USAGE_TRAILER, summary.SerializeToString()),) if summary is not None else ()
+        trailing = (
+            ((grpcs.USAGE_TRAILER, summary.SerializeToString()),) if summary is not None else ()
+        )
         if error is not None:
             await grpcs.abort(context, error, trailing)
         if trailing:
@@ -158,40 +158,3 @@ def _authorization(context: Context) -> str | None:
         if name == "authorization":
             return value if isinstance(value, str) else value.decode("utf-8", "replace")
     return None
-
-
-def messages_of(answer: Answer) -> list[inference.GenerateResponse]:
-    """A settled answer as a stream."""
-    messages = [
-        inference.GenerateResponse(
-            started=inference.Started(
-                request_id=answer.request_id,
-                prompt_tokens=answer.prompt_tokens,
-                replayed=True,
-            )
-        )
-    ]
-    for choice in answer.choices:
-        if choice.token_ids or choice.text:
-            messages.append(
-                inference.GenerateResponse(
-                    delta=inference.Delta(
-                        choice=choice.index,
-                        text=choice.text,
-                        token_ids=choice.token_ids,
-                        cumulative_tokens=len(choice.token_ids),
-                    )
-                )
-            )
-        messages.append(
-            inference.GenerateResponse(
-                finished=inference.Finished(
-                    choice=choice.index,
-                    finish_reason=choice.finish_reason,
-                    output_tokens=len(choice.token_ids),
-                )
-            )
-        )
-    if answer.failure is None:
-        messages.append(inference.GenerateResponse(usage=answer.summary))
-    return messages

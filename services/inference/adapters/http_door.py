@@ -22,10 +22,9 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from inference.adapters import openai_shapes as shapes
-from inference.adapters.grpc_service import messages_of
 from inference.adapters.keys import Keys
 from inference.app.generation import Caller, Reader
-from inference.app.requests import Answer, Requests, Served, answer_of
+from inference.app.requests import Answer, Requests, Served, answer_of, messages_of
 from inference.domain.outcome import End
 from kernel import errors, grpcs, telemetry
 from kernel.clock import Clock

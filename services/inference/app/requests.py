@@ -241,3 +241,40 @@ def answer_of(record: Settled) -> Answer:
         for index, result in enumerate(record.results)
     )
     return Answer(record.request_id, summary.prompt_tokens, choices, summary, failure)
+
+
+def messages_of(answer: Answer) -> list[inference.GenerateResponse]:
+    """A settled answer as a stream."""
+    messages = [
+        inference.GenerateResponse(
+            started=inference.Started(
+                request_id=answer.request_id,
+                prompt_tokens=answer.prompt_tokens,
+                replayed=True,
+            )
+        )
+    ]
+    for choice in answer.choices:
+        if choice.token_ids or choice.text:
+            messages.append(
+                inference.GenerateResponse(
+                    delta=inference.Delta(
+                        choice=choice.index,
+                        text=choice.text,
+                        token_ids=choice.token_ids,
+                        cumulative_tokens=len(choice.token_ids),
+                    )
+                )
+            )
+        messages.append(
+            inference.GenerateResponse(
+                finished=inference.Finished(
+                    choice=choice.index,
+                    finish_reason=choice.finish_reason,
+                    output_tokens=len(choice.token_ids),
+                )
+            )
+        )
+    if answer.failure is None:
+        messages.append(inference.GenerateResponse(usage=answer.summary))
+    return messages

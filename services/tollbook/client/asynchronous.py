@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Self
 
 import grpc
 import grpc.aio
@@ -13,13 +13,11 @@ import grpc.aio
 from kernel import grpcs
 from tollbook.client import failures, wire
 from tollbook.client.request import authorization, metadata, specified
-from tollbook.client.retries import LogicalCall, Retries
+from tollbook.client.retries import TIMEOUT_S, LogicalCall, Retries
 from tollbook.client.shapes import Answer, Model, Piece, Prompt, Sampling, Usage
 from tollbook.client.splice import Changed, Splice
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.inference.v1 import inference_pb2_grpc
-
-TIMEOUT_S: Final = 600.0
 
 
 class AsyncClient:

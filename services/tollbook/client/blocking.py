@@ -13,9 +13,8 @@ import grpc
 
 from kernel import grpcs
 from tollbook.client import failures, wire
-from tollbook.client.asynchronous import TIMEOUT_S
 from tollbook.client.request import authorization, metadata, specified
-from tollbook.client.retries import LogicalCall, Retries
+from tollbook.client.retries import TIMEOUT_S, LogicalCall, Retries
 from tollbook.client.shapes import Answer, Model, Piece, Prompt, Sampling, Usage
 from tollbook.client.splice import Changed, Splice
 from tollbook.inference.v1 import inference_pb2 as inference

@@ -31,8 +31,6 @@ from tollbook.client.shapes import Usage
 from tollbook.client.wire import usage_of
 from tollbook.inference.v1 import inference_pb2 as inference
 
-USAGE_TRAILER: Final = "tollbook-usage-bin"
-
 M = TypeVar("M", bound=Message)
 
 
@@ -216,7 +214,7 @@ def _detail(error: grpc.RpcError, kind: type[M]) -> M | None:
 def _usage_in(error: grpc.RpcError) -> Usage | None:
     trailing: Any = error.trailing_metadata()
     for name, value in trailing or ():
-        if name == USAGE_TRAILER:
+        if name == grpcs.USAGE_TRAILER:
             try:
                 return usage_of(inference.UsageSummary.FromString(value))
             except DecodeError:

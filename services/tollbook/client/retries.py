@@ -12,6 +12,8 @@ from typing import Final
 
 from tollbook.client.failures import Failure, error_of
 
+# Of one logical call, all its tries, where its caller says nothing.
+TIMEOUT_S: Final = 600.0
 _MAX_TRIES: Final = 100
 _MAX_MS: Final = 24 * 60 * 60 * 1000
 

@@ -48,6 +48,10 @@ class Replicas:
         ]
         self._turn = itertools.count()
 
+    def channel(self, index: int) -> grpc.aio.Channel:
+        """The way to one of them alone."""
+        return self._channels[index]
+
     def start(self, index: int) -> None:
         """Start a server; `ready` waits for it."""
         environment = {**self._environment, "TOLLBOOK_PRICING_ADDRESS": self._addresses[index]}

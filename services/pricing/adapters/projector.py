@@ -19,7 +19,7 @@ import structlog
 
 from kernel import telemetry
 from kernel.placement import CONTROL_LOG, partition_of_log
-from pricing.adapters import lease, month_store, store
+from pricing.adapters import bill_store, lease, month_store, store
 from pricing.adapters.ledger_client import Ledger, Run
 from pricing.adapters.tell import tell
 from pricing.domain.projection import Projection
@@ -43,6 +43,7 @@ async def rebuild(ledger: Ledger, db: Any) -> tuple[Projection, dict[str, int]]:
     for name, position, pin, leaf in await store.suspended(db):
         projection.restore(name, position, pin, leaf)
     await month_store.restore(db, projection)
+    await bill_store.restore(db, projection)
     return projection, at
 
 

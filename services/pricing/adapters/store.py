@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
-from pricing.adapters import credit_store, month_store
+from pricing.adapters import bill_store, credit_store, month_store
 from pricing.domain import books
 from pricing.domain.identity import identity_of
 from pricing.domain.state import Effects, Engine, Key, Limit, Suspended, Totals, Use, Used
@@ -111,6 +111,7 @@ async def write(db: Any, epoch: int, step: Step) -> None:
             (move for _, effects in step.effects for move in effects.meter_moves),
             (move for _, effects in step.effects for move in effects.month_moves),
         )
+        await bill_store.write(db, (effects for _, effects in step.effects))
         await credit_store.write(db, step)
         await db.execute("NOTIFY tollbook_pricing")
 

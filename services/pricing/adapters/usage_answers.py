@@ -11,7 +11,7 @@ from kernel import errors
 from kernel.clock import timestamp_of, us_of
 from pricing.adapters import queries
 from pricing.adapters.answers import no_account
-from pricing.adapters.hold_answers import HoldAnswers
+from pricing.adapters.statement_answers import StatementAnswers
 from pricing.domain import credit, windows
 from pricing.domain.state import EVENT
 from tollbook.pricing.v1 import pricing_pb2, reports_pb2
@@ -57,7 +57,7 @@ class _Sum(NamedTuple):
     requests: int
 
 
-class UsageAnswers(HoldAnswers):
+class UsageAnswers(StatementAnswers):
     """Answers PricingService, all of it."""
 
     _watchers = 0

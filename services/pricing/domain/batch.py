@@ -34,6 +34,7 @@ from pricing.domain.events import (
     record_of,
     usage_event_of,
 )
+from pricing.domain.months import month_of
 from pricing.domain.outcomes import charged_quantity
 from pricing.domain.prices import charge_pico
 from pricing.domain.rating import context_units, outcome_word, starts_of
@@ -57,6 +58,7 @@ class _Group:
         "currency",
         "engine_id",
         "kinds",
+        "month",
         "prices",
         "requests",
         "sample",
@@ -69,6 +71,7 @@ class _Group:
         event: usage.UsageEvent,
         currency: str | None,
         segment: int,
+        month: str,
         context_units: int,
         prices: dict[_Dims, _Prices],
         use: Use | None,
@@ -77,6 +80,7 @@ class _Group:
         self.engine_id = event.engine_id
         self.currency = currency
         self.segment = segment
+        self.month = month
         self.context_units = context_units
         """Of one of them: of all of them the price is the same."""
         self.sample = event
@@ -167,6 +171,7 @@ class _Kind:
                 self.first,
                 self.end,
                 None if use is None else line_use(use, one),
+                group.month,
             )
 
 
@@ -361,7 +366,9 @@ class _Run:
             alike = (self._catalogue.priced_as(event.account_id), currency, *prices_by)
             prices = self._priced.setdefault(alike, {})
             use = use_of(event, minute_us(time_us)) if self._sums_use else None
-            group = self._groups[key] = _Group(event, currency, segment, length, prices, use)
+            group = self._groups[key] = _Group(
+                event, currency, segment, month_of(time_us), length, prices, use
+            )
         return group
 
     def _kind(self, group: _Group, dims: _Dims, position: int) -> _Kind:

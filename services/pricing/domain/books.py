@@ -111,7 +111,7 @@ class Posting(NamedTuple):
     rule: str = ""
     """How the line was found, and the factors on its price: `line*flex`."""
     period: str = ""
-    """Calendar month, where the charge depends on one."""
+    """Calendar month that usage is billed in: the card's, where the charge depends on one."""
 
 
 def apply(balances: dict[BalanceKey, int], postings: Iterable[Posting]) -> None:

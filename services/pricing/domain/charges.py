@@ -13,7 +13,7 @@ from pricing.domain import books
 from pricing.domain.books import NO_CONTROL, Posting
 from pricing.domain.catalogue import Priced, PublishedCard
 from pricing.domain.meters import Commitments, Layer, MeterKey, Meters, MonthKey, meter_of
-from pricing.domain.state import Effects, MeterMove, MonthMove, Use
+from pricing.domain.state import Counted, Effects, MeterMove, MonthMove, Use
 
 # A posting's quantity is a 64-bit number in the contract: a fold stops well
 # before it would not fit, and goes on in another posting.
@@ -61,12 +61,15 @@ class Charges:
         first: int,
         end: int,
         use: Use | None,
+        month: str,
         control_position: int = NO_CONTROL,
     ) -> None:
         """Charge a count of units at positions [first, end). What comes to 0 is no posting.
 
         Of a metered line the amount is found when the run is finished. `use`
-        is what the charge is summed by; None where nothing is.
+        is what the charge is summed by; None where nothing is. `month` is that
+        of the events, which the charge is billed in unless the card has months
+        of its own.
         """
         if not quantity:
             return
@@ -87,10 +90,14 @@ class Charges:
         if use is not None:
             self._effects.use(use, 0, quantity, amount_pico)
         kind = books.USAGE if control_position == NO_CONTROL else books.SUSPENSE
+        what = priced.line.line_id, priced.rule_text, priced.period or month
+        card = priced.published.card.card_id, priced.published.version
+        counted = Counted(account_id, currency, *card, *what, self._log, control_position)
+        self._effects.counted[counted] = self._effects.counted.get(counted, 0) + quantity
         self._charge(
             (account_id, currency),
             priced.published,
-            (priced.line.line_id, priced.rule_text, priced.period),
+            what,
             kind,
             quantity,
             amount_pico,
@@ -180,6 +187,8 @@ class Charges:
         self._through_the_months()
         effects.postings += self._postings()
         effects.meter_moves += self._effects.meter_moves
+        for counted, units in self._effects.counted.items():
+            effects.counted[counted] = effects.counted.get(counted, 0) + units
         effects.month_moves += self._effects.month_moves
         for use, used in self._effects.used.items():
             effects.use(use, *used)

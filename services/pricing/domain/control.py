@@ -23,7 +23,9 @@ from pricing.domain import books, card_rules
 from pricing.domain.card_life import CardLife
 from pricing.domain.catalogue import Catalogue, PublishedCard
 from pricing.domain.credit import KINDS, CreditState, grant_of
+from pricing.domain.months import month_of
 from pricing.domain.operators import Operators
+from pricing.domain.period_ends import PeriodEnds
 from pricing.domain.periods import Periods
 from pricing.domain.rerating import Reratings, posting_of
 from pricing.domain.state import Account, Closed, Effects, Ignored, Key
@@ -123,6 +125,7 @@ class ControlState:
         self.reratings = Reratings(self.operators)
         self.periods = Periods()
         self.credit = CreditState()
+        self.ends = PeriodEnds()
         self._secrets: set[bytes] = set()
         self._grants: set[str] = set()
         self._recorded_ms: list[int] = []
@@ -209,7 +212,12 @@ class ControlState:
                 return why, None if why else ""
             case kind if kind in KINDS:
                 why = self.credit.change(
-                    position, record, self.accounts, self._account_of_key, effects
+                    position,
+                    record,
+                    self.accounts,
+                    self._account_of_key,
+                    self._recorded_ms[-1] * 1000,
+                    effects,
                 )
                 return why, None
             case _:
@@ -240,6 +248,16 @@ class ControlState:
                 return self._correct(position, record.corrections_posted, effects), None
             case "commitment_closed":
                 return self._close(position, record.commitment_closed, effects), None
+            case "period_ended":
+                recorded_ms = self._recorded_ms[-1]
+                return self.ends.end(position, record.period_ended, recorded_ms), None
+            case "period_closed":
+                made = record.period_closed
+                why = self.ends.close_problem(made, self.accounts.get(made.account_id))
+                if why is None:
+                    # What the control log alone can say is in order; the rest is judged later.
+                    effects.closes.append((position, made))
+                return why, None
             case "signer_key_changed":
                 # For those who read checkpoints; no balance depends on who signs.
                 return None, None
@@ -343,7 +361,9 @@ class ControlState:
             posting = posting_of(position, correction, self.accounts.get(correction.account_id))
             if isinstance(posting, str):
                 return posting
-            postings.append(posting)
+            # Nothing says which month each is of: they are billed in the re-rating's first.
+            month = month_of(self.reratings.plans[made.rerate_id].from_us)
+            postings.append(posting._replace(period=month))
         self.reratings.post(position, made)
         effects.postings += postings
         return None

@@ -34,7 +34,6 @@ WINDOW_WORDS: Final = {
     accounts.SPEND_WINDOW_MONTH: windows.MONTH,
     accounts.SPEND_WINDOW_EVER: windows.EVER,
 }
-_PERIOD: Final = re.compile(r"[0-9]{4}-(?:0[1-9]|1[0-2])")
 
 PROJECT: Final = "project_created"
 TERMS: Final = "terms_set"
@@ -44,8 +43,7 @@ TRANSFER: Final = "credit_transferred"
 RULE: Final = "top_up_rule_set"
 TOP_UP: Final = "credit_topped_up"
 EXPIRED: Final = "credit_expired"
-PERIOD: Final = "period_closed"
-KINDS: Final = frozenset({PROJECT, TERMS, LIMIT, REFUND, TRANSFER, RULE, TOP_UP, EXPIRED, PERIOD})
+KINDS: Final = frozenset({PROJECT, TERMS, LIMIT, REFUND, TRANSFER, RULE, TOP_UP, EXPIRED})
 
 
 def text_problem(name: str, text: str, most_chars: int, least_chars: int = 0) -> str | None:
@@ -86,18 +84,6 @@ class Rule(NamedTuple):
     amount_pico: int | None
 
 
-class Closed(NamedTuple):
-    """A closed period of an account."""
-
-    position: int
-    period: str
-    time_zone: str
-    charged_pico: int
-    corrected_pico: int
-    invoiced_pico: int
-    statement_hash: bytes
-
-
 def id_of(kind: str, made: Message) -> str:
     """The id that a change of a kind is applied under once."""
     match made:
@@ -117,8 +103,6 @@ def id_of(kind: str, made: Message) -> str:
             return made.top_up_id
         case accounts.CreditExpired():
             return made.grant_id
-        case accounts.PeriodClosed():
-            return f"{made.account_id}/{made.period}"
         case _:
             raise ValueError(f"{kind} is no change of credit")
 
@@ -145,7 +129,7 @@ class CreditState:
         """What of a grant is void, by grant_id; a grant is in it once it is closed."""
         self.rules: dict[str, Rule] = {}
         self.crossings: dict[str, int] = {}
-        self.periods: dict[str, list[Closed]] = {}
+        self._recorded_us = 0
         self._applied: set[tuple[str, str]] = set()
         self._lots: dict[str, list[str]] = {}
         self._limit_owners: dict[str, str] = {}
@@ -177,12 +161,15 @@ class CreditState:
         record: control.ControlRecord,
         known: Mapping[str, Account],
         key_accounts: Callable[[str], str | None],
+        recorded_us: int,
         effects: Effects,
     ) -> str | None:
         """Apply a record of one of KINDS. Gives why it is refused, or None.
 
-        `known` are the accounts there are; `key_accounts` tells whose a key is.
+        `known` are the accounts there are; `key_accounts` tells whose a key is;
+        `recorded_us` is when the record was known by.
         """
+        self._recorded_us = recorded_us
         kind = record.WhichOneof("change") or ""
         made = getattr(record, kind)
         ident = id_of(kind, made)
@@ -230,8 +217,6 @@ class CreditState:
                 return self._top_up(position, made, account, effects)
             case accounts.CreditExpired():
                 return self._expire(position, made, account, effects)
-            case accounts.PeriodClosed():
-                return self._close(position, made, account, effects)
             case _:
                 return "a change of a kind that this version does not know"
 
@@ -375,6 +360,8 @@ class CreditState:
             return f"account {account.account_id!r} has no grant {made.grant_id[:70]!r}"
         if grant.expires_us == NEVER_US:
             return f"grant {made.grant_id!r} does not expire"
+        if self._recorded_us < grant.expires_us:
+            return f"grant {made.grant_id!r} has not ended"
         amount_pico = int(made.amount.amount_pico)
         if amount_pico > grant.amount_pico:
             return f"grant {made.grant_id!r} was of less"
@@ -387,36 +374,6 @@ class CreditState:
             books.expired(account.account_id),
             account.currency,
             amount_pico,
-        )
-        return None
-
-    def _close(
-        self, position: int, made: accounts.PeriodClosed, account: Account, effects: Effects
-    ) -> str | None:
-        if problem := period_problem(made):
-            return problem
-        for amount in (made.charged, made.corrected, made.invoiced):
-            if problem := _currency_problem(amount, account):
-                return problem
-        earlier = self.periods.setdefault(account.account_id, [])
-        if earlier and made.period <= earlier[-1].period:
-            return f"period {earlier[-1].period} is closed: {made.period} is not after it"
-        exact = int(made.charged.amount_pico) + int(made.corrected.amount_pico)
-        invoiced = int(made.invoiced.amount_pico)
-        residual = invoiced - exact
-        customer, rounding = books.customer(account.account_id), books.rounding(account.account_id)
-        giver, getter = (customer, rounding) if residual > 0 else (rounding, customer)
-        _post(effects, position, books.ROUNDING, giver, getter, account.currency, abs(residual))
-        earlier.append(
-            Closed(
-                position,
-                made.period,
-                made.time_zone or "UTC",
-                int(made.charged.amount_pico),
-                int(made.corrected.amount_pico),
-                invoiced,
-                made.statement_hash,
-            )
         )
         return None
 
@@ -494,23 +451,6 @@ def top_up_problem(made: accounts.CreditToppedUp) -> str | None:
     if made.crossing < 0:
         return "crossing is 0, or a number from 1 on"
     return amount_problem("amount", made.amount, 1)
-
-
-def period_problem(made: accounts.PeriodClosed) -> str | None:
-    """What is wrong with a closed period, or None."""
-    if not _PERIOD.fullmatch(made.period):
-        return 'period is a month such as "2026-01"'
-    if len(made.statement_hash) != 32:
-        return "statement_hash is a SHA-256, 32 bytes"
-    texts = made.charged.amount_pico, made.corrected.amount_pico, made.invoiced.amount_pico
-    if not all(re.fullmatch(r"0|-?[1-9][0-9]{0,38}", text) for text in texts):
-        return "its amounts are whole pico-units"
-    charged, corrected, invoiced = map(int, texts)
-    if charged < 0 or max(map(abs, (charged, corrected, invoiced))) > 10**36:
-        return "its amounts are out of bounds"
-    if abs(invoiced - charged - corrected) > books.LARGEST_ROUNDING_PICO:
-        return "what is invoiced is its exact amount, rounded"
-    return windows.zone_problem(made.time_zone)
 
 
 def grant_of(position: int, made: control.CreditGranted) -> Grant:

@@ -1,8 +1,9 @@
 """Stretches of time in which nothing that selects a price changes: segments, by number.
 
-Two things cut time: the edges of cards, and the clocks of cards (months, and
-time windows by the hour). A segment is a stretch between two edges together
-with what the clocks show. Numbers are given as segments are met, so they mean
+Three things cut time: the edges of cards, the months that accounts are billed
+by, and the clocks of cards (months of their own, and time windows by the hour).
+A segment is a stretch between two edges together with what the clocks show.
+Numbers are given as segments are met, so they mean
 something within one catalogue alone.
 """
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 
 from pricing.domain import hours
 from pricing.domain.card import Card, TimeWindow
+from pricing.domain.months import EDGES_US
 
 _BLOCK_S: Final = 900
 _MAX_REMEMBERED: Final = 200_000
@@ -37,7 +39,7 @@ class Moments:
     """The segments of a catalogue's cards."""
 
     def __init__(self, cards: Iterable[Card]) -> None:
-        edges: set[int] = set()
+        edges: set[int] = set(EDGES_US)
         months: dict[str, bool] = {}
         windows: dict[str, dict[tuple[TimeWindow, ...], None]] = {}
         for card in cards:
@@ -51,6 +53,7 @@ class Moments:
                 if card.windows:
                     of_zone[card.windows] = None
         self.edges_us: tuple[int, ...] = tuple(sorted(edges))
+        self._edges = np.array(self.edges_us, dtype=np.int64)
         self._clocks = tuple(
             _Clock(zone, months[zone], tuple(windows[zone])) for zone in sorted(months)
         )
@@ -87,7 +90,7 @@ class Moments:
 
     def segments(self, times_us: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Segment of each of many instants."""
-        edge = np.searchsorted(np.array(self.edges_us, dtype=np.int64), times_us, side="right")
+        edge = np.searchsorted(self._edges, times_us, side="right")
         if not self._clocks or not len(times_us):
             return edge.astype(np.int64)
         seconds = times_us // 1_000_000

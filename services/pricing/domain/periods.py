@@ -36,6 +36,10 @@ class Periods:
     def __init__(self) -> None:
         self._closed: dict[tuple[str, str], int] = {}
 
+    def is_closed(self, card_id: str, period: str) -> bool:
+        """Tell whether a card's month is closed."""
+        return (card_id, period) in self._closed
+
     def close(
         self,
         position: int,

@@ -19,23 +19,32 @@ from collections.abc import Collection, Sequence
 
 from kernel.placement import CONTROL_LOG
 from pricing.domain.batch import rate_run
+from pricing.domain.billing import Bills
 from pricing.domain.catalogue import PublishedCard
 from pricing.domain.charges import Charges
+from pricing.domain.closing import Closings
 from pricing.domain.control import ControlState
 from pricing.domain.events import Event, read_event
 from pricing.domain.meters import Commitments, Layer, MeterKey, Meters, Month, MonthKey
+from pricing.domain.months import month_of
 from pricing.domain.rating import RatedLeaf, rate_event
 from pricing.domain.spending import leaf_use, line_use, use_of_event
-from pricing.domain.state import Closed, Effects, Suspended
+from pricing.domain.state import Billed, BillKey, Closed, Effects, Origin, Suspended
 
 
 class Projection:
     """The state that rating needs, at a size of the control log."""
 
-    def __init__(self, sums_use: bool = True) -> None:
+    def __init__(
+        self, sums_use: bool = True, control: ControlState | None = None, bills: bool = True
+    ) -> None:
         self.sums_use = sums_use
         """Whether effects tell what was used by the minute: for the service, not for an audit."""
-        self.control = ControlState()
+        self.control = control if control is not None else ControlState()
+        self._bills = bills
+        """Whether charges are summed for bills and closings judged: not for what is only tried."""
+        self.bills = Bills(self.control.ends, self.version)
+        self.closings = Closings(self.bills, self.control.accounts.get)
         self.suspense: dict[tuple[str, int], Suspended] = {}
         self.meters = Meters()
         self.commitments = Commitments()
@@ -54,6 +63,12 @@ class Projection:
             self._release(position, effects, concerns)
         for closed in effects.closed:
             self._close(closed, effects)
+        if self._bills:
+            self.bills.take(effects, position)
+            for at, made in effects.closes:
+                self.closings.add(at, made)
+            if effects.closes:
+                self.closings.judge(effects)
         return effects
 
     def _close(self, closed: Closed, effects: Effects) -> None:
@@ -97,6 +112,12 @@ class Projection:
                 self.suspense[rest.place] = rest
                 effects.suspended.append(rest)
         charges.finish(effects)
+        if self._bills:
+            self.bills.take(effects, pin)
+            era = self.control.ends.era_of(pin)
+            if data and self.closings.passed.add(log, era, first_position):
+                effects.passed.append((log, era, first_position))
+                self.closings.judge(effects)
         return effects
 
     def _charges(self, log: str) -> Charges:
@@ -117,6 +138,18 @@ class Projection:
     def restore_month(self, key: MonthKey, month: Month) -> None:
         """Put back a committed month. Errors: ValueError when no such version is known."""
         self.commitments.put(key, month, self.version(key.card_id, month.version))
+
+    def restore_bill(self, account_id: str, key: BillKey, origin: Origin, billed: Billed) -> None:
+        """Put back a sum of what is to be billed."""
+        self.bills.put(account_id, key, origin, billed)
+
+    def restore_passed(self, log: str, era: int, first_position: int) -> None:
+        """Put back where a log's era changed, in order; once all is put back, `rejudge`."""
+        self.closings.passed.add(log, era, first_position)
+
+    def rejudge(self) -> None:
+        """Come again to the verdicts that were given before; what followed from them is kept."""
+        self.closings.judge(Effects())
 
     def version(self, card_id: str, version: int) -> PublishedCard:
         """A version of a card that is or was in force. Errors: ValueError when none is known."""
@@ -195,6 +228,7 @@ class Projection:
                     event.position,
                     event.position + 1,
                     line_use(leaf_use(use, part.leaf.key), part.priced),
+                    month_of(event.event_time_us),
                     position,
                 )
         waiting = tuple(part.leaf_index for part in rated if part.priced is None)

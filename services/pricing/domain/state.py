@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from fractions import Fraction
 from operator import itemgetter
 from typing import Final, NamedTuple
 
@@ -12,6 +13,7 @@ from pricing.domain.catalogue import PublishedCard
 from pricing.domain.credits import NEVER_US
 from pricing.domain.events import Event, EventLeaf, Reading
 from pricing.domain.meters import Layer, MeterKey, Month, MonthKey
+from tollbook.pricing.v1.accounts_pb2 import PeriodClosed
 
 
 class Account(NamedTuple):
@@ -192,6 +194,53 @@ class Used(NamedTuple):
         )
 
 
+class Origin(NamedTuple):
+    """Where a charge comes from: a log, and the number of ended periods known by then."""
+
+    log: str
+    era: int
+
+
+class BillKey(NamedTuple):
+    """What of an account's charges is summed together (billing.py)."""
+
+    currency: str
+    month: str
+    card_id: str
+    meter: str
+    version: int
+    line_id: str
+    factor: Fraction | None
+    """Of a metered line, of which units are summed and amounts are not; else None."""
+    rule: str
+
+
+class Billed(NamedTuple):
+    """A sum of charges: units, and pico-units."""
+
+    units: int
+    amount_pico: int
+
+    def plus(self, more: Billed) -> Billed:
+        """Both together."""
+        return Billed(self.units + more.units, self.amount_pico + more.amount_pico)
+
+
+class Counted(NamedTuple):
+    """Whose units a line that is not metered charges, and by what: also where they cost nothing."""
+
+    account_id: str
+    currency: str
+    card_id: str
+    version: int
+    line_id: str
+    rule: str
+    month: str
+    log: str
+    control_position: int
+    """As in a posting."""
+
+
 EVENT: Final = "event"
 """In the place of a leaf: the accepted events."""
 
@@ -304,6 +353,14 @@ class Effects:
     closed: list[Closed] = field(default_factory=list)
     meter_moves: list[MeterMove] = field(default_factory=list)
     month_moves: list[MonthMove] = field(default_factory=list)
+    counted: dict[Counted, int] = field(default_factory=dict)
+    """Units charged by lines that are not metered."""
+    billed: list[tuple[str, BillKey, Origin, Billed]] = field(default_factory=list)
+    """(account_id, what, from where, how much) of usage that is to be billed."""
+    closes: list[tuple[int, PeriodClosed]] = field(default_factory=list)
+    """(control position, record) of closings that are to be judged."""
+    passed: list[tuple[str, int, int]] = field(default_factory=list)
+    """(log, era, first position) of runs whose pin is the first of its era in their log."""
 
     def use(self, use: Use, amount: int, charged: int, amount_pico: int) -> None:
         """Add to what was used: units, units charged, and their charge in pico-units."""

@@ -113,9 +113,7 @@ class Assumption(ControlState):
 
 def fold_by(state: ControlState) -> Projection:
     """A fold that rates by a state and changes nothing of it."""
-    projection = Projection(sums_use=False)
-    projection.control = state
-    return projection
+    return Projection(sums_use=False, control=state, bills=False)
 
 
 def as_charged(

@@ -14,11 +14,11 @@ from kernel.clock import SystemClock
 from pricing.adapters import database
 from pricing.adapters.answers import Reader
 from pricing.adapters.control_view import ControlView
-from pricing.adapters.credit_changes import CreditChanges
 from pricing.adapters.holds import HoldDoor
 from pricing.adapters.ledger_client import Ledger, LogReplacedError
 from pricing.adapters.migrate import MigrationError
 from pricing.adapters.operator_changes import OperatorChanges
+from pricing.adapters.period_changes import PeriodChanges
 from pricing.adapters.rate_cards import RateCards
 from pricing.adapters.recorder import Recorder
 from pricing.adapters.rehearser import Rehearser
@@ -55,7 +55,7 @@ async def serve(config: ServerSettings) -> None:
     holds = HoldDoor(hold_pool)
     answers = UsageAnswers(reader, ledger, view, holds, clock)
     pricing_pb2_grpc.add_PricingServiceServicer_to_server(answers, door.grpc)
-    changes = CreditChanges(reader, ledger, clock, answers, holds)
+    changes = PeriodChanges(reader, ledger, view, clock, answers, holds)
     pricing_pb2_grpc.add_ControlServiceServicer_to_server(changes, door.grpc)
     recorder = Recorder(reader, ledger, view, SystemClock())
     rehearser = Rehearser()

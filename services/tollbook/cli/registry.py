@@ -36,6 +36,8 @@ COMMANDS: dict[str, Entry] = {
     "balance": Entry("tollbook.cli.balance:balance", "Show balances, and where they are true."),
     "receipt": Entry("tollbook.cli.balance:receipt", "Show what one request was charged."),
     "postings": Entry("tollbook.cli.balance:postings", "Show an account's postings."),
+    "period": Entry("tollbook.cli.period:period", "Close months."),
+    "statements": Entry("tollbook.cli.period:statements", "Statements of closed months."),
     "ledger": Entry("tollbook.cli.ledger:ledger", "Look into the log: checkpoints, entries."),
     "export": Entry("tollbook.cli.export:export", "Write the logs as tiles with checkpoints."),
     "audit": Entry("tollbook.cli.audit:audit", "Recompute everything from an export and a key."),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from pricing.domain import hours
 from pricing.domain.card_yaml import parse_card
 from pricing.domain.moments import Moments, windows_at
+from pricing.domain.months import month_of
 
 CARD = """
 card: {id}
@@ -82,6 +83,7 @@ def test_alone_and_by_the_run_an_instant_is_in_the_segment_that_the_clocks_say(
         """What decides, worked out for this instant alone."""
         locals_ = [hours.local_time(card.timezone, instant) for card in cards]
         return (
+            month_of(instant),
             [card.effective_from_us <= instant for card in cards],
             [local.period for local in locals_],
             [windows_at(card.windows, local) for card, local in zip(cards, locals_, strict=True)],

@@ -1,0 +1,95 @@
+"""The tables of what is billed: written with a step, read back at a start and for statements."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from fractions import Fraction
+from typing import Any, Final
+
+from pricing.domain.projection import Projection
+from pricing.domain.state import Billed, BillKey, Effects, Origin
+
+_SUMS: Final = """
+INSERT INTO bill_sum
+SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
+    $7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::int[], $13::numeric[],
+    $14::numeric[])
+ON CONFLICT (bill_digest) DO UPDATE SET
+    units = bill_sum.units + excluded.units,
+    amount_pico = bill_sum.amount_pico + excluded.amount_pico
+"""
+_Row = tuple[str, BillKey, Origin]
+
+
+def _texts(row: _Row) -> tuple[str | int, ...]:
+    account_id, key, origin = row
+    factor = "" if key.factor is None else str(key.factor)
+    return (account_id, *key._replace(factor=None)[:6], factor, key.rule, *origin)
+
+
+def _digest(texts: tuple[str | int, ...]) -> bytes:
+    """What a row is found again by (16 bytes)."""
+    text = "".join(f"{len(part)}:{part}" for part in map(str, texts))
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+async def write(db: Any, effects: Iterable[Effects]) -> None:
+    """Write what a step bills, within its transaction."""
+    sums: dict[_Row, Billed] = {}
+    eras: list[tuple[str, int, int]] = []
+    for made in effects:
+        eras += made.passed
+        for account_id, key, origin, billed in made.billed:
+            older = sums.get((account_id, key, origin))
+            sums[account_id, key, origin] = billed if older is None else older.plus(billed)
+    if sums:
+        rows = sorted(
+            (_digest(texts), *texts, *billed)
+            for texts, billed in ((_texts(row), billed) for row, billed in sums.items())
+        )
+        await db.execute(_SUMS, *(list(column) for column in zip(*rows, strict=True)))
+    if eras:
+        await db.copy_records_to_table(
+            "log_era",
+            schema_name="pricing",
+            records=eras,
+            columns=("log", "era", "first_position"),
+        )
+
+
+def _put(rows: Iterable[Any], put: Callable[[str, BillKey, Origin, Billed], None]) -> None:
+    for row in rows:
+        key = BillKey(
+            row["currency"],
+            row["month"],
+            row["card_id"],
+            row["meter"],
+            row["card_version"],
+            row["line_id"],
+            Fraction(row["factor"]) if row["factor"] else None,
+            row["rule"],
+        )
+        origin = Origin(row["log"], row["era"])
+        put(row["account_id"], key, origin, Billed(int(row["units"]), int(row["amount_pico"])))
+
+
+async def put_account(
+    db: Any, account_id: str, put: Callable[[str, BillKey, Origin, Billed], None]
+) -> None:
+    """Put an account's sums, as the database has them."""
+    _put(await db.fetch("SELECT * FROM bill_sum WHERE account_id = $1", account_id), put)
+
+
+async def eras(db: Any) -> list[tuple[str, int, int]]:
+    """(log, era, first position) of every era that some log came to, in order."""
+    rows = await db.fetch("SELECT log, era, first_position FROM log_era ORDER BY log, era")
+    return [tuple(row) for row in rows]
+
+
+async def restore(db: Any, projection: Projection) -> None:
+    """Put every sum back, and come again to the verdicts that these gave."""
+    _put(await db.fetch("SELECT * FROM bill_sum"), projection.restore_bill)
+    for log, era, first_position in await eras(db):
+        projection.restore_passed(log, era, first_position)
+    projection.rejudge()

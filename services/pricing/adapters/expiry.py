@@ -1,0 +1,71 @@
+"""What is left of grants at their ends, by the projection's tables."""
+
+from __future__ import annotations
+
+from typing import Any, Final, NamedTuple
+
+from pricing.domain.credits import Charge, Lot, edges_us, settle
+from pricing.domain.windows import month_bounds_us
+
+_DUE: Final = (
+    "SELECT DISTINCT account_id FROM credit_grant WHERE expires_us <= $1 AND expired_pico IS NULL"
+    " ORDER BY account_id"
+)
+_GRANTS: Final = (
+    "SELECT g.*, a.currency FROM credit_grant g JOIN account a USING (account_id)"
+    " WHERE g.account_id = $1"
+)
+_CHARGES: Final = (
+    "SELECT project_id, minute_us, sum(amount_pico) AS amount_pico FROM usage_minute"
+    " WHERE account_id = $1 GROUP BY 1, 2 HAVING sum(amount_pico) > 0"
+)
+
+
+class Expired(NamedTuple):
+    """A grant that ended, and what is left of it in pico-units; it may be 0."""
+
+    grant_id: str
+    account_id: str
+    currency: str
+    left_pico: int
+
+
+async def due(db: Any, period: str) -> list[Expired]:
+    """The grants that ended by the end of a month and are not recorded as expired, in one snapshot.
+
+    Charges pay in the order of domain/credits.py.
+    """
+    _, end_us = month_bounds_us(period, "UTC")
+    found: list[Expired] = []
+    for owner in await db.fetch(_DUE, end_us):
+        grants = await db.fetch(_GRANTS, owner["account_id"])
+        lots = [
+            Lot(
+                row["priority"],
+                row["expires_us"],
+                row["control_position"],
+                row["grant_id"],
+                row["project_id"],
+                int(row["amount_pico"]) - int(row["expired_pico"] or 0),
+            )
+            for row in grants
+        ]
+        charges = await _charges(db, owner["account_id"], lots)
+        left = settle(lots, charges).left
+        found += [
+            Expired(row["grant_id"], row["account_id"], row["currency"], left[row["grant_id"]])
+            for row in grants
+            if row["expires_us"] <= end_us and row["expired_pico"] is None
+        ]
+    return found
+
+
+async def _charges(db: Any, account_id: str, lots: list[Lot]) -> list[Charge]:
+    """What each project was charged in each stretch between two ends of lots."""
+    edges = edges_us(lots)
+    sums: dict[tuple[int, str], int] = {}
+    for row in await db.fetch(_CHARGES, account_id):
+        begun = max((edge for edge in edges if edge <= row["minute_us"]), default=0)
+        key = begun, row["project_id"]
+        sums[key] = sums.get(key, 0) + int(row["amount_pico"])
+    return [Charge(start, project, pico) for (start, project), pico in sorted(sums.items())]

@@ -1,0 +1,1 @@
+"""Statements for people: read from their canonical JSON, and laid out as HTML and as PDF."""

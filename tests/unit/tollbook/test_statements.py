@@ -1,0 +1,75 @@
+"""A statement for people: what it says, that it is always the same, and that no text gets out."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Any
+
+import pytest
+
+from kernel.errors import InvalidArgument
+from pricing.domain.billing import Credit, Line, LineKey
+from pricing.domain.period_ends import End
+from pricing.domain.statement import Entries, Statement
+from tollbook.statements import page, paper
+from tollbook.statements.reading import read
+
+
+def stated(rule: str = "line", lines: int = 1) -> bytes:
+    made = tuple(
+        (LineKey("2026-01", "standard", 1, bytes(32), f"out-{at}", rule, "usage"), Line(7, 10**10))
+        for at in range(lines)
+    )
+    late = LineKey("2025-12", "standard", 1, bytes(32), "", "commitment", "commitment")
+    return Statement(
+        "acme",
+        "USD",
+        End(9, "2026-01", 0),
+        (Entries("usage-3", 4, 12),),
+        5 * 10**12,
+        (Credit(3, "grant", "granted:acme", 10**12),),
+        (*made, (late, Line(0, -3 * 10**9))),
+        lines * 10**10,
+        -3 * 10**9,
+        lines * 10**10,
+    ).document()
+
+
+def test_a_page_says_all_of_a_statement_and_escapes_every_text() -> None:
+    text = page.html(read(stated("<script>alert(1)</script>"), 11))
+    assert "<script>" not in text
+    assert "&lt;script&gt;" in text
+    rows = re.findall(r"<tr[^>]*>(.*?)</tr>", text)
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows]
+    assert ["Invoiced", "0.01"] in cells
+    assert ["Rounding", "0.003"] in cells
+    assert ["Credit at the end", "5.99"] in cells
+    assert ["2025-12", "commitment, standard@1", "", "", "0", "-0.003"] in cells
+    assert "Entries [4, 12) of log usage-3." in text
+
+
+def test_a_pdf_is_the_same_bytes_each_time_and_another_for_another_statement() -> None:
+    one = paper.pdf(read(stated(), 11))
+    assert one.startswith(b"%PDF-")
+    assert one == paper.pdf(read(stated(), 11))
+    assert one != paper.pdf(read(stated("other"), 11))
+    # Many lines are on many pages, none is left out.
+    assert paper.pdf(read(stated(lines=300), 11)).count(b"/Type /Page\n") > 3
+
+
+@pytest.mark.parametrize(
+    "wrong", [b"", b"[]", b'{"format":"other"}', b'{"format":"tollbook-statement-v1"}']
+)
+def test_what_is_no_statement_is_refused(wrong: bytes) -> None:
+    with pytest.raises(InvalidArgument):
+        read(wrong, 0)
+
+
+def test_the_canonical_form_is_canonical() -> None:
+    document = stated()
+    made: dict[str, Any] = json.loads(document)
+    assert json.dumps(made, sort_keys=True, separators=(",", ":")).encode() == document
+    assert all(
+        not isinstance(value, (int, float)) for line in made["lines"] for value in line.values()
+    )

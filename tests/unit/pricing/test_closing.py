@@ -214,17 +214,41 @@ def test_an_account_without_usage_is_closed_at_once() -> None:
     assert (stated.invoiced_pico, stated.closing_pico) == (0, 10**12)
 
 
-@given(st.integers(-(10**15), 10**15), st.sampled_from(["USD", "JPY", "KWD", "CLF"]))
+@given(
+    st.integers(-(10**4), 10**4),
+    st.integers(-1, 1),
+    st.sampled_from(["USD", "JPY", "KWD", "CLF"]),
+)
 def test_rounding_is_to_the_nearest_unit_and_halves_to_the_even_one(
-    exact: int, currency: str
+    halves: int, more: int, currency: str
 ) -> None:
     unit = period_ends.smallest_pico(currency)
+    exact = halves * unit // 2 + more
     invoiced = period_ends.invoiced_pico(exact, currency)
     assert invoiced % unit == 0
     assert 2 * abs(invoiced - exact) <= unit
     if 2 * abs(invoiced - exact) == unit:
         assert invoiced // unit % 2 == 0
     assert period_ends.invoiced_pico(-exact, currency) == -invoiced
+
+
+@pytest.mark.parametrize("ahead", [0, 2])
+def test_what_is_priced_after_a_periods_end_is_billed_in_the_next(ahead: int) -> None:
+    """Also by a reader that knows the card already when it meets the event."""
+    made = opened()
+    late = make.CARD.replace("card: standard", "card: late").replace("model: tiny", "model: slow")
+    waits = make.event(0, output=10, model="slow")
+    end = record(3, period_ended=accounts_pb2.PeriodEnded(period="2026-01"))
+    tail = [end, make.card(4, late)]
+    for raw in tail[:ahead]:
+        made.control(raw)
+    made.use(waits, pin=3)
+    for raw in tail[ahead:]:
+        made.control(raw)
+    bills = made.replay.projection.bills
+    for era, pico in ((0, 0), (1, 10 * 600_000)):
+        lines = bills.lines("acme", "USD", Extent(frozenset({LOG}), era), "2026-12")
+        assert total_pico(lines.values()) == pico
 
 
 some_events = st.lists(st.integers(0, 10**9), max_size=12).flatmap(

@@ -12,6 +12,7 @@ class PricingSettings(ServiceSettings):
 
     pricing_postgres: str = Field(min_length=1, description="DSN of the role tollbook_pricing")
     ledger_address: str = Field(min_length=3, description="host:port of the ledger's gRPC")
+    alerts: str = Field(default="", description="YAML file of what to watch and whom to tell")
 
 
 class ServerSettings(PricingSettings):

@@ -14,6 +14,7 @@ from tests.unit.pricing import builders as make
 from kernel.clock import timestamp_of
 from kernel.placement import CONTROL_LOG
 from pricing.adapters import database, store
+from pricing.adapters.alert_store import Watch
 from pricing.domain.holds import hold_id_of
 from pricing.domain.projection import Projection
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -29,6 +30,7 @@ class Books:
         self.pin = 0
         self._control = 0
         self._usage = 0
+        self.watch: Watch | None = None
         self._lock = asyncio.Lock()
 
     @classmethod
@@ -58,7 +60,7 @@ class Books:
                     self._db = await database.connect(self._dsn)
                 at = await store.positions(self._db)
                 if any(at.get(log, 0) < end for log, (_, end) in step.moves.items()):
-                    await store.write(self._db, 1, step)
+                    await store.write(self._db, 1, step, self.watch)
                 return
             except (*database.AWAY, asyncpg.DeadlockDetectedError):
                 if self._db is not None:

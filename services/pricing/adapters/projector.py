@@ -20,6 +20,7 @@ import structlog
 from kernel import telemetry
 from kernel.placement import CONTROL_LOG, partition_of_log
 from pricing.adapters import bill_store, lease, month_store, store
+from pricing.adapters.alert_store import Watch
 from pricing.adapters.ledger_client import Ledger, Run
 from pricing.adapters.tell import tell
 from pricing.domain.projection import Projection
@@ -51,11 +52,17 @@ class Projector:
     """One run of the projector, from the lease to the first error."""
 
     def __init__(
-        self, db: Any, lease_db: Any, ledger: Ledger, on_ready: Callable[[], None]
+        self,
+        db: Any,
+        lease_db: Any,
+        ledger: Ledger,
+        watch: Watch,
+        on_ready: Callable[[], None],
     ) -> None:
         self._db = db
         self._lease_db = lease_db
         self._ledger = ledger
+        self._watch = watch
         self._on_ready = on_ready
         self._queues: dict[str, deque[Run]] = {}
         self._space: dict[str, asyncio.Event] = {}
@@ -68,6 +75,7 @@ class Projector:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(lease.keep(self._lease_db, epoch))
             self._projection, at = await rebuild(self._ledger, self._db)
+            await self._watch.prepare(self._db)
             log.info("projecting", epoch=epoch, positions=at)
             tasks.create_task(self._discover(at, tasks))
             tasks.create_task(self._consume(epoch))
@@ -153,5 +161,5 @@ class Projector:
 
     async def _write(self, epoch: int, step: store.Step) -> None:
         with tracer.start_as_current_span("project", attributes={"tollbook.events": step.events}):
-            await store.write(self._db, epoch, step)
+            await store.write(self._db, epoch, step, self._watch)
         tell(step)

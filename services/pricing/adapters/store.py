@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from pricing.adapters import bill_store, credit_store, month_store
+from pricing.adapters.alert_store import Watch
 from pricing.domain import books
 from pricing.domain.identity import identity_of
 from pricing.domain.state import Effects, Engine, Key, Limit, Suspended, Totals, Use, Used
@@ -92,8 +93,11 @@ async def suspended(db: Any) -> list[tuple[str, int, int, bytes]]:
     return [tuple(row) for row in rows]
 
 
-async def write(db: Any, epoch: int, step: Step) -> None:
-    """Commit a step. Errors: FencedError when another projector took over."""
+async def write(db: Any, epoch: int, step: Step, watch: Watch | None = None) -> None:
+    """Commit a step, with the alerts that it raises.
+
+    Errors: FencedError when another projector took over.
+    """
     async with db.transaction():
         mine = await db.fetchval("SELECT epoch FROM projector FOR UPDATE")
         if mine != epoch:
@@ -113,6 +117,8 @@ async def write(db: Any, epoch: int, step: Step) -> None:
         )
         await bill_store.write(db, (effects for _, effects in step.effects))
         await credit_store.write(db, step)
+        if watch is not None:
+            await watch.look(db, step)
         await db.execute("NOTIFY tollbook_pricing")
 
 

@@ -84,6 +84,15 @@ def window_start_us(window: str, zone: str, at_us: int) -> int:
     return midnight_us(day, zone)
 
 
+def windows_before(window: str, zone: str, start_us: int, count: int) -> list[int]:
+    """The windows before one that begins at an instant, the nearest first."""
+    found: list[int] = []
+    while len(found) < count and start_us > 0:
+        start_us = window_start_us(window, zone, start_us - 1)
+        found.append(start_us)
+    return found
+
+
 def month_bounds_us(period: str, zone: str) -> tuple[int, int]:
     """[first instant, first instant after) of a month such as "2026-01". Errors: ValueError."""
     year, month = int(period[:4]), int(period[5:])

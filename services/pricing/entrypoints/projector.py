@@ -13,7 +13,8 @@ import structlog
 import uvloop
 
 from kernel import errors, grpcs, settings, telemetry
-from pricing.adapters import database, store
+from pricing.adapters import alert_rules, database, store
+from pricing.adapters.alert_store import Watch
 from pricing.adapters.lease import LeaseLostError
 from pricing.adapters.ledger_client import Ledger, LogReplacedError
 from pricing.adapters.migrate import MigrationError, check_version
@@ -27,7 +28,9 @@ _RETRY_MS: Final = 500
 _FINAL: Final = (LogReplacedError, MigrationError, asyncpg.PostgresError)
 
 
-async def _project_once(config: ProjectorSettings, door: grpcs.Server, ledger: Ledger) -> None:
+async def _project_once(
+    config: ProjectorSettings, door: grpcs.Server, ledger: Ledger, watch: Watch
+) -> None:
     """Wait for the lease and project until an error."""
     tasks: set[asyncio.Task[None]] = set()
 
@@ -44,7 +47,7 @@ async def _project_once(config: ProjectorSettings, door: grpcs.Server, ledger: L
             connections.append(db)
         await check_version(connections[0])
         try:
-            await Projector(connections[0], connections[1], ledger, on_ready).run()
+            await Projector(connections[0], connections[1], ledger, watch, on_ready).run()
         finally:
             await door.set_ready(False)
 
@@ -54,11 +57,12 @@ async def _project_for_ever(config: ProjectorSettings, door: grpcs.Server) -> No
 
     Errors: those that no moment mends, LogReplacedError and MigrationError among them.
     """
+    watch = Watch(alert_rules.read(config.alerts))
     ledger = Ledger(config.ledger_address)
     try:
         while True:
             try:
-                await _project_once(config, door, ledger)
+                await _project_once(config, door, ledger, watch)
             except* (store.FencedError, LeaseLostError) as group:
                 log.warning("another projector took over", error=str(_innermost(group)))
             except* database.AWAY as group:

@@ -11,7 +11,7 @@ import uvloop
 
 from kernel import errors, grpcs, settings, telemetry
 from kernel.clock import SystemClock
-from pricing.adapters import database
+from pricing.adapters import alert_rules, database
 from pricing.adapters.answers import Reader
 from pricing.adapters.control_view import ControlView
 from pricing.adapters.holds import HoldDoor
@@ -23,6 +23,7 @@ from pricing.adapters.rate_cards import RateCards
 from pricing.adapters.recorder import Recorder
 from pricing.adapters.rehearser import Rehearser
 from pricing.adapters.usage_answers import UsageAnswers
+from pricing.adapters.webhooks import Webhooks
 from pricing.settings import ServerSettings
 from tollbook.pricing.v1 import cards_pb2_grpc, pricing_pb2_grpc
 
@@ -39,6 +40,7 @@ _NAMES: Final = (
 
 async def serve(config: ServerSettings) -> None:
     """Serve until SIGTERM."""
+    alerts = alert_rules.read(config.alerts)
     stopped = grpcs.stop_event()
     door = grpcs.Server("pricing", config.pricing_address, _NAMES)
     ledger = Ledger(config.ledger_address)
@@ -49,6 +51,11 @@ async def serve(config: ServerSettings) -> None:
     # Of its own, so that no slow question keeps a hold waiting.
     hold_pool = await database.open_pool(config.pricing_postgres, _HOLD_POOL, stopped)
     if hold_pool is None:
+        return
+    # Of its own, too: a connection for each who is told, so that none waits for a slow one.
+    tell_size = max(1, len(alerts.webhooks))
+    tell_pool = await database.open_pool(config.pricing_postgres, tell_size, stopped)
+    if tell_pool is None:
         return
     reader = Reader(pool, config.pricing_postgres)
     clock = SystemClock()
@@ -71,6 +78,7 @@ async def serve(config: ServerSettings) -> None:
         asyncio.ensure_future(view.follow()),
         asyncio.ensure_future(holds.run()),
         asyncio.ensure_future(changes.tend()),
+        asyncio.ensure_future(Webhooks(tell_pool, alerts.webhooks).run()),
     ]
     waiter = asyncio.ensure_future(stopped.wait())
     # A background task ends only by an error that must not go unseen.
@@ -85,6 +93,7 @@ async def serve(config: ServerSettings) -> None:
     await ledger.close()
     pool.terminate()
     hold_pool.terminate()
+    tell_pool.terminate()
     for result in results:
         if isinstance(result, Exception):
             raise result

@@ -22,6 +22,8 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import NonRecordingSpan, SpanContext, TraceFlags
 
+from kernel.spans import IdsOnly
+
 # OpenTelemetry semantic conventions for generative AI (still experimental, so
 # named here once instead of imported from a package that renames them).
 GEN_AI_OPERATION_NAME: Final = "gen_ai.operation.name"
@@ -86,14 +88,17 @@ def configure_logging(service: str, level: str = "INFO") -> None:
 
 def configure_tracing(service: str) -> None:
     """Install the tracer provider; spans leave the process only when an endpoint is set."""
-    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service}))
-    if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") or os.environ.get(
-        "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT"
+    if not (
+        os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT")
+        or os.environ.get("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT")
     ):
-        # Imported only when wanted: it costs a tenth of a second at each start.
-        from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
+        trace.set_tracer_provider(IdsOnly())
+        return
+    # Imported only when wanted: it costs a tenth of a second at each start.
+    from opentelemetry.exporter.otlp.proto.grpc.trace_exporter import OTLPSpanExporter
 
-        provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
+    provider = TracerProvider(resource=Resource.create({SERVICE_NAME: service}))
+    provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
     trace.set_tracer_provider(provider)
 
 

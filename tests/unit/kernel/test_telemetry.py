@@ -8,8 +8,10 @@ import subprocess
 import sys
 
 from opentelemetry import trace
+from opentelemetry.trace import TraceFlags
 
 from kernel import telemetry
+from kernel.spans import IdsOnly
 
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
 PARENT = f"00-{TRACE}-00f067aa0ba902b7-01"
@@ -24,6 +26,28 @@ def test_a_traceparent_goes_through_ids_and_back() -> None:
         assert telemetry.carrier_of()["traceparent"].split("-")[1:3] == [TRACE, span_id.hex()]
     later = telemetry.context_of_ids(trace_id, span_id)
     assert telemetry.carrier_of(later)["traceparent"] == f"00-{TRACE}-{span_id.hex()}-01"
+
+
+def test_a_process_that_exports_nothing_has_spans_all_the_same() -> None:
+    tracer = IdsOnly().get_tracer("test")
+    before = trace.get_current_span()
+    with tracer.start_as_current_span("outer") as outer:
+        assert trace.get_current_span() is outer
+        assert outer.get_span_context().trace_flags == TraceFlags.SAMPLED
+        with tracer.start_as_current_span("inner", kind=trace.SpanKind.SERVER) as inner:
+            # Whoever is asked by it goes on with the same trace.
+            assert telemetry.carrier_of()["traceparent"].split("-")[2] == (
+                f"{inner.get_span_context().span_id:016x}"
+            )
+        assert trace.get_current_span() is outer
+        elsewhere = tracer.start_span("elsewhere", trace.set_span_in_context(trace.INVALID_SPAN))
+    assert trace.get_current_span() is before
+    own, child, other = (span.get_span_context() for span in (outer, inner, elsewhere))
+    assert own.is_valid
+    assert child.trace_id == own.trace_id
+    assert child.span_id != own.span_id
+    assert other.trace_id != own.trace_id
+    assert not outer.is_recording()
 
 
 def test_ids_of_a_wrong_length_are_no_parent() -> None:

@@ -183,9 +183,9 @@ def _settled(step: Step) -> list[str]:
     for _, effects in step.effects:
         waiting = {entry.event.position for entry in effects.suspended}
         found += (
-            hold_id_of(event.account_id, event.event_id)
-            for event in effects.applied
-            if event.position not in waiting
+            identity.hex()
+            for position, identity in effects.applied.places()
+            if position not in waiting
         )
         found += (
             hold_id_of(entry.event.account_id, entry.event.event_id) for entry in effects.released
@@ -196,9 +196,8 @@ def _settled(step: Step) -> list[str]:
 
 async def _settle_holds(db: Any, step: Step) -> None:
     """Drop the holds of requests that are charged, in the transaction of the charge."""
-    settled = _settled(step)
     # Where nobody holds anything, as in a rebuild, there is nothing to look for.
-    if settled and await db.fetchval("SELECT EXISTS (SELECT FROM hold)"):
+    if await db.fetchval("SELECT EXISTS (SELECT FROM hold)") and (settled := _settled(step)):
         await db.execute(
             "WITH gone AS (DELETE FROM hold WHERE hold_id IN (SELECT unnest($1::text[]))"
             "   RETURNING account_id, amount_pico)"

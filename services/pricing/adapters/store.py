@@ -13,7 +13,6 @@ from typing import Any
 from pricing.adapters import bill_store, credit_store, month_store
 from pricing.adapters.alert_store import Watch
 from pricing.domain import books
-from pricing.domain.identity import identity_of
 from pricing.domain.state import Effects, Engine, Key, Limit, Suspended, Totals, Use, Used
 from pricing.domain.text import escaped
 from pricing.domain.windows import window_start_us
@@ -245,9 +244,9 @@ async def _write_events(db: Any, step: Step) -> None:
         db,
         "usage_event",
         [
-            (identity_of(event.account_id, event.event_id), log, event.position)
+            (identity, log, position)
             for log, effects in step.effects
-            for event in effects.applied
+            for position, identity in effects.applied.places()
         ],
         ("identity", "log", "log_position"),
     )

@@ -26,7 +26,11 @@ _MAX_ALARMS: Final = 16
 
 def tell(step: Step) -> None:
     """Say what was posted and what is wrong."""
-    applied = ((name, event) for name, effects in step.effects for event in effects.applied)
+    applied = (
+        (name, event)
+        for name, effects in step.effects
+        for event in effects.applied.some(_MAX_TRACED)
+    )
     for name, event in islice(applied, _MAX_TRACED):
         _trace_posting(name, event)
     if step.events > _MAX_TRACED:

@@ -271,7 +271,11 @@ class _Run:
         for number, kind in by_one.items():
             self._add_single(kind, first_position, data, single[number])
         account_ids = [group.account_id for group in groups]
-        self.effects.applied.add(found.events, lambda: found.applied(first_position, account_ids))
+        self.effects.applied.add(
+            found.events,
+            lambda: found.applied(first_position, account_ids),
+            lambda: found.places(first_position, account_ids),
+        )
         odd = found.odd()
         for index in odd:
             self.add(first_position + index, data[index])

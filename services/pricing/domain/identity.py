@@ -12,6 +12,14 @@ import hashlib
 
 def identity_of(account_id: str, event_id: str) -> bytes:
     """Digest (16 bytes) of an event's identity."""
-    # The length keeps ("a", "bc") and ("ab", "c") apart.
-    text = f"{len(account_id)}:{account_id}{event_id}"
-    return hashlib.sha256(text.encode()).digest()[:16]
+    return digest_of(identity_prefix(account_id) + event_id.encode())
+
+
+def identity_prefix(account_id: str) -> bytes:
+    """What stands before the event's id; the length keeps ("a", "bc") and ("ab", "c") apart."""
+    return f"{len(account_id)}:{account_id}".encode()
+
+
+def digest_of(text: bytes) -> bytes:
+    """The digest of an identity's text: prefix and event id, in UTF-8."""
+    return hashlib.sha256(text).digest()[:16]

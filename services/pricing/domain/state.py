@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Final, NamedTuple
 
@@ -12,6 +13,7 @@ from pricing.domain.books import Posting
 from pricing.domain.catalogue import PublishedCard
 from pricing.domain.credits import NEVER_US
 from pricing.domain.events import Event, EventLeaf, Reading
+from pricing.domain.identity import identity_of
 from pricing.domain.meters import Layer, MeterKey, Month, MonthKey
 from tollbook.pricing.v1.accounts_pb2 import PeriodClosed
 
@@ -245,30 +247,46 @@ EVENT: Final = "event"
 """In the place of a leaf: the accepted events."""
 
 
+MakeApplied = Callable[[], Iterable["Applied"]]
+MakePlaces = Callable[[], Iterable[tuple[int, bytes]]]
+
+
 class Applications:
     """Events that were applied, in order of position; made when somebody looks at them."""
 
     def __init__(self) -> None:
         self._count = 0
         self._made: list[Applied] = []
-        self._to_make: list[Callable[[], Iterable[Applied]]] = []
+        self._to_make: list[tuple[MakeApplied, MakePlaces]] = []
 
     def append(self, applied: Applied) -> None:
         """Add one."""
         self._count += 1
         self._made.append(applied)
 
-    def add(self, count: int, make: Callable[[], Iterable[Applied]]) -> None:
-        """Add so many, to be made later."""
+    def add(self, count: int, make: MakeApplied, make_places: MakePlaces) -> None:
+        """Add so many, to be made later: whole, or no more than their places."""
         self._count += count
-        self._to_make.append(make)
+        self._to_make.append((make, make_places))
+
+    def places(self) -> Iterator[tuple[int, bytes]]:
+        """(position, identity) of each, in no order: a third of the work of making them."""
+        for applied in self._made:
+            yield applied.position, identity_of(applied.account_id, applied.event_id)
+        for _, make_places in self._to_make:
+            yield from make_places()
+
+    def some(self, limit: int) -> Iterator[Applied]:
+        """So many of them at the most, in no order, without making the others."""
+        lazy = (applied for make, _ in self._to_make for applied in make())
+        return islice(chain(self._made, lazy), limit)
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[Applied]:
         if self._to_make:
-            for make in self._to_make:
+            for make, _ in self._to_make:
                 self._made += make()
             self._to_make = []
             self._made.sort(key=itemgetter(0))

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from kernel import leaf as leaves
+from pricing.domain.identity import digest_of, identity_prefix
 from pricing.domain.state import Applied
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 
@@ -244,6 +245,26 @@ class Tally:
                     joined[trace_at:trace_end],
                     joined[span_at:span_end],
                 )
+
+    def places(
+        self, first_position: int, account_ids: Sequence[str]
+    ) -> Iterator[tuple[int, bytes]]:
+        """(position, identity) of every event that was read; `account_ids` are the groups'."""
+        at = self._loops
+        joined = self._joined
+        prefixes = [identity_prefix(account_id) for account_id in account_ids]
+        for stretch in self._stretches():
+            plain = np.flatnonzero(stretch.status == at.PLAIN)
+            starts = stretch.texts[plain, at.EVENT_ID]
+            ends = starts + stretch.texts[plain, at.EVENT_ID + 1]
+            for position, group, start, end in zip(
+                (plain + (first_position + stretch.first)).tolist(),
+                stretch.group_of[plain].tolist(),
+                starts.tolist(),
+                ends.tolist(),
+                strict=True,
+            ):
+                yield position, digest_of(prefixes[group] + joined[start:end])
 
 
 def tally(

@@ -17,6 +17,7 @@ from pricing.domain.card import content_hash
 from pricing.domain.card_yaml import parse_card
 from pricing.domain.catalogue import Catalogue, published_card
 from pricing.domain.charges import Charges
+from pricing.domain.identity import identity_of
 from pricing.domain.meters import Commitments, Meters
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -129,7 +130,16 @@ def test_compiled_and_plain_come_to_the_same(data: list[bytes], first: int) -> N
         plain.add(position, raw)
     compiled = batch._Run("usage-0", currency_of, catalogue())
     compiled.add_tally(first, data)
+    # Before they are made: only their places, and only a few.
+    applied = compiled.effects.applied
+    places, few = sorted(applied.places()), list(applied.some(2))
     assert finished(plain) == finished(compiled)
+    assert places == sorted(applied.places())
+    assert places == [
+        (event.position, identity_of(event.account_id, event.event_id)) for event in applied
+    ]
+    assert len(few) == min(2, len(places))
+    assert set(few) <= set(applied)
 
 
 def finished(run: batch._Run) -> batch.Rated:

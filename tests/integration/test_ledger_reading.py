@@ -103,6 +103,11 @@ async def test_a_filter_tells_what_it_passed_over_and_the_root_still_follows(
             for log in (await server.stub.ListLogs(pb.ListLogsRequest())).logs
             if log.log == "usage-0"
         ]
+        # The same without its pins, for whoever asks again and again.
+        lean = await server.stub.ListLogs(pb.ListLogsRequest(without_pins=True))
+        assert state.pins
+        assert not any(log.pins for log in lean.logs)
+        assert [log.root for log in lean.logs if log.log == "usage-0"] == [state.root]
         account = some_account(leaves)
         plain = LeafFilter(account_id=account, dispositions=frozenset({1}))
         expected = {at: leaf for at, leaf in enumerate(leaves) if plain.matches(leaf)}

@@ -290,12 +290,14 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
         self, request: pb.ListLogsRequest, context: Context
     ) -> pb.ListLogsResponse:
         """All logs."""
-        del request, context
+        del context
         try:
             await self._feed.refresh()
         except database.AWAY:
             raise away() from None
-        return pb.ListLogsResponse(logs=[self._state(view) for view in self._feed.views()])
+        return pb.ListLogsResponse(
+            logs=[self._state(view, not request.without_pins) for view in self._feed.views()]
+        )
 
     async def ListPartitions(  # noqa: N802 - the contract's name
         self, request: pb.ListPartitionsRequest, context: Context
@@ -330,7 +332,7 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
         except database.AWAY:
             raise away() from None
 
-    def _state(self, view: LogView) -> pb.LogState:
+    def _state(self, view: LogView, with_pins: bool = True) -> pb.LogState:
         is_usage = partition_of_log(view.name) is not None
         return pb.LogState(
             log=view.name,
@@ -343,7 +345,7 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
                 pb.Pin(from_position=position, control_size=size)
                 for position, size in zip(view.pin_positions, view.pin_sizes, strict=True)
             ]
-            if is_usage
+            if is_usage and with_pins
             else [],
             dispositions=[
                 pb.DispositionCount(disposition=disposition, entries=entries)

@@ -41,7 +41,7 @@ _READ_TIMEOUT_S: Final = 3_600.0
 _WRITES_AT_ONCE: Final = 16
 _MAX_WAITING_FILES: Final = 256
 _LIST_EVERY_S: Final = 3.0
-"""New logs are rare, and the list of all carries all their pins."""
+"""New logs are rare."""
 
 
 class NotTheSignedError(RuntimeError):
@@ -83,7 +83,9 @@ class Publisher:
         try:
             now = asyncio.get_running_loop().time()
             if now - self._listed_at >= _LIST_EVERY_S:
-                listed = await self._ledger.ListLogs(pb.ListLogsRequest(), timeout=_CALL_TIMEOUT_S)
+                listed = await self._ledger.ListLogs(
+                    pb.ListLogsRequest(without_pins=True), timeout=_CALL_TIMEOUT_S
+                )
                 self._names = [state.log for state in listed.logs]
                 self._listed_at = now
             grown = 0

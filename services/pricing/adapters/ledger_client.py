@@ -84,15 +84,14 @@ class Ledger:
             )
         )
 
-    async def logs(self) -> ledger_pb2.ListLogsResponse:
-        """All logs and their sizes. Errors: as `answer`."""
-        return await self.answer(
-            self.stub.ListLogs(ledger_pb2.ListLogsRequest(), timeout=CALL_TIMEOUT_S)
-        )
+    async def logs(self, without_pins: bool = False) -> ledger_pb2.ListLogsResponse:
+        """All logs, their sizes and pins. Errors: as `answer`."""
+        request = ledger_pb2.ListLogsRequest(without_pins=without_pins)
+        return await self.answer(self.stub.ListLogs(request, timeout=CALL_TIMEOUT_S))
 
     async def size(self, name: str) -> int:
         """Entries of a log now; 0 where there is none of that name. Errors: as `answer`."""
-        listed = await self.logs()
+        listed = await self.logs(without_pins=True)
         return next((state.size for state in listed.logs if state.log == name), 0)
 
     async def append(

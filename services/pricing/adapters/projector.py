@@ -84,7 +84,7 @@ class Projector:
         """Follow every log there is, and those that come later."""
         while True:
             listed = await self._ledger.stub.ListLogs(
-                ledger_pb2.ListLogsRequest(), wait_for_ready=True
+                ledger_pb2.ListLogsRequest(without_pins=True), wait_for_ready=True
             )
             for state in listed.logs:
                 name = state.log

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from itertools import groupby
+from operator import attrgetter
 from typing import Any, Final
 
 import structlog
@@ -46,6 +48,19 @@ async def rebuild(ledger: Ledger, db: Any) -> tuple[Projection, dict[str, int]]:
     await month_store.restore(db, projection)
     await bill_store.restore(db, projection)
     return projection, at
+
+
+def joined(runs: Iterable[Run]) -> Iterator[Run]:
+    """Consecutive runs of one log, those with one pin in one: what is rated at once is summed, and
+    written, once.
+    """
+    for _, alike in groupby(runs, key=attrgetter("pin")):
+        parts = list(alike)
+        first = parts[0]
+        if len(parts) == 1:
+            yield first
+        else:
+            yield first._replace(leaves=[raw for part in parts for raw in part.leaves])
 
 
 class Projector:
@@ -144,6 +159,7 @@ class Projector:
         """Rate what is queued, up to a limit; None when nothing can be."""
         step = store.Step()
         leaves = 0
+        usage: dict[str, list[Run]] = {}
         while leaves < _STEP_LEAVES and (run := self._next()) is not None:
             leaves += len(run.leaves)
             if run.log == CONTROL_LOG:
@@ -152,10 +168,10 @@ class Projector:
                     effects = self._projection.apply_control(position, raw, aside)
                     step.add(CONTROL_LOG, position, position + 1, effects)
             else:
-                effects = self._projection.apply_usage(
-                    run.log, run.first_position, run.pin, run.leaves
-                )
-                step.add(run.log, run.first_position, run.end_position, effects)
+                usage.setdefault(run.log, []).append(run)
+        for run in (whole for runs in usage.values() for whole in joined(runs)):
+            effects = self._projection.apply_usage(run.log, run.first_position, run.pin, run.leaves)
+            step.add(run.log, run.first_position, run.end_position, effects)
         step.spend(self._projection.control.credit.limits_of)
         return step if leaves else None
 

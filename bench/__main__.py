@@ -27,7 +27,7 @@ BENCHES: Final = {
     "spool": "usage records to the disk, beside plain appends with fdatasync",
     "rating": "log leaves to charges on one core, beside a plain loop of decimals",
     "changes": "preview of the log's own usage, and an approval until it prices",
-    "balances": "Reserve on one account and on many, and GetBalance, through gRPC",
+    "balances": "Reserve and GetBalance through gRPC; topic to balance, and a rebuild, beside SQL",
     "path": "answer to balance, and tokens/s through gRPC beside the engine alone",
 }
 

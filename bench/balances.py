@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Any, Final
 
+from bench import charging
 from bench.usage_load import percentiles
 from kernel import grpcs, telemetry
 from tollbook.pricing.v1 import control_pb2, holds_pb2, money_pb2, pricing_pb2, pricing_pb2_grpc
@@ -146,4 +147,4 @@ def run() -> dict[str, Any]:
     telemetry.configure("bench", "WARNING")
     with running_stack(parts=PARTS) as stack:
         figures = asyncio.run(_measure(stack.address("pricing-server")))
-    return {"accounts": ACCOUNTS, "seconds": SECONDS, **figures}
+    return {"accounts": ACCOUNTS, "seconds": SECONDS, **figures, "charging": charging.run()}

@@ -15,7 +15,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -66,8 +66,9 @@ class Arena:
         env = {**os.environ, **self.stack.environment()}
         env["TOLLBOOK_TOPIC"] = self.topic
         env["TOLLBOOK_PARTITIONS"] = str(PARTITIONS)
-        for name in ("TOLLBOOK_POSTGRES", "TOLLBOOK_LEDGER_POSTGRES"):
-            env[name] = _with_database(env[name], self.database)
+        for part in ("POSTGRES", "LEDGER_POSTGRES", "PRICING_POSTGRES"):
+            setting = f"TOLLBOOK_{part}"
+            env[setting] = _with_database(env[setting], self.database)
         return {**env, "TOLLBOOK_LOG_LEVEL": "WARNING", **more}
 
 
@@ -84,21 +85,26 @@ async def arena(stack: Stack, name: str, topic: str = "") -> Arena:
     finally:
         await db.close()
     if not topic:
-        await _make_topic(stack, made.topic)
+        await make_topic(stack, made.topic)
+    await migrate(made, "ledger")
+    return made
+
+
+async def migrate(on: Arena, service: str) -> None:
+    """Make the tables of a service. Errors: RuntimeError."""
     done = await asyncio.to_thread(
         subprocess.run,
-        [sys.executable, "-m", "ledger.entrypoints.migrate"],
-        env=made.environment(),
+        [sys.executable, "-m", f"{service}.entrypoints.migrate"],
+        env=on.environment(),
         capture_output=True,
         text=True,
         check=False,
     )
     if done.returncode:
         raise RuntimeError(f"migrate failed: {done.stderr}")
-    return made
 
 
-async def _make_topic(stack: Stack, topic: str) -> None:
+async def make_topic(stack: Stack, topic: str) -> None:
     deadline = time.perf_counter() + 30
     while True:
         try:
@@ -168,7 +174,7 @@ async def _watch(
 async def full_topic(stack: Stack, events: int) -> str:
     """Make a topic and fill it; gives its name."""
     topic = f"bench.full.{events}"
-    await _make_topic(stack, topic)
+    await make_topic(stack, topic)
     await usage_load.fill(stack.address("kafka"), topic, PARTITIONS, events, seed=1)
     return topic
 
@@ -336,7 +342,7 @@ async def latency(stack: Stack, rate: int, seconds: float) -> dict[str, Any]:
                     if not steps or steps[-1][0] != size:
                         steps.append((size, time.time() * 1000))
                 await asyncio.sleep(0.0005)
-            waits = await _waits(db, seen)
+            waits = await waits_ms(db, seen)
     finally:
         await db.close()
     return {"rate_per_s": rate, "events": len(waits), "ms": usage_load.percentiles(waits)}
@@ -352,9 +358,17 @@ async def wait_owned(db: Any) -> None:
         await asyncio.sleep(0.05)
 
 
-async def _waits(db: Any, seen: dict[int, list[tuple[int, float]]]) -> list[float]:
+async def waits_ms(
+    db: Any, seen: dict[int, list[tuple[int, float]]], before: Mapping[int, int] | None = None
+) -> list[float]:
+    """Milliseconds from each record's Kafka timestamp to the first look that had it.
+
+    `seen`: by log_id, (size, milliseconds of the clock) as they were seen, growing.
+    `before`: by log_id, how many of the first entries are left out.
+    """
     waits: list[float] = []
     for log_id, steps in seen.items():
+        start = (before or {}).get(log_id, 0)
         rows = await db.fetch(
             "SELECT first_position, leaves FROM ledger.log_chunk WHERE log_id = $1"
             " ORDER BY first_position",
@@ -365,7 +379,7 @@ async def _waits(db: Any, seen: dict[int, list[tuple[int, float]]]) -> list[floa
             for position, raw in enumerate(decode_bundle(data), first):
                 while step < len(steps) and steps[step][0] <= position:
                     step += 1
-                if step < len(steps):
+                if start <= position and step < len(steps):
                     waits.append(steps[step][1] - leaves.decode(raw).timestamp_ms)
     return waits
 

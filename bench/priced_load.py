@@ -35,8 +35,8 @@ def card_yaml() -> str:
     return head + "\n".join(lines) + "\n"
 
 
-def control_records() -> list[bytes]:
-    """Leaves of a control log: the card, then all accounts."""
+def control_payloads() -> list[bytes]:
+    """Records of a control log: the card, then all accounts."""
     card = parse_card(card_yaml())
     document = card.document()
     changes: list[dict[str, Any]] = [
@@ -55,13 +55,10 @@ def control_records() -> list[bytes]:
         for name in (f"account-{number:04d}" for number in range(usage_load.ACCOUNTS))
     ]
     return [
-        _leaf(
-            position,
-            control_pb2.ControlRecord(
-                recorded_time=timestamp_of(0), actor="bench", **change
-            ).SerializeToString(),
-        )
-        for position, change in enumerate(changes)
+        control_pb2.ControlRecord(
+            recorded_time=timestamp_of(0), actor="bench", **change
+        ).SerializeToString()
+        for change in changes
     ]
 
 
@@ -78,6 +75,6 @@ def usage_leaves(count: int) -> list[bytes]:
 def opened() -> Replay:
     """Books that know the accounts and the card, and no usage."""
     replay = Replay()
-    for position, raw in enumerate(control_records()):
-        replay.apply_control(position, raw)
+    for position, value in enumerate(control_payloads()):
+        replay.apply_control(position, _leaf(position, value))
     return replay

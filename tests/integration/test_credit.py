@@ -14,10 +14,11 @@ from tests.unit.pricing import builders as make
 
 from kernel import errors
 from kernel.clock import SystemClock, timestamp_of
-from pricing.adapters import credit_changes, database
+from pricing.adapters import credit_changes, database, listings
 from pricing.adapters.answers import Reader
 from pricing.adapters.control_view import ControlView
-from pricing.adapters.holds import HoldDoor, Made, Reserving
+from pricing.adapters.hold_ops import Made, Reserving
+from pricing.adapters.holds import HoldDoor
 from pricing.adapters.usage_answers import UsageAnswers
 from pricing.domain.holds import Ask, hold_id_of
 from tollbook.pricing.v1 import accounts_pb2, control_pb2, money_pb2, pricing_pb2, reports_pb2
@@ -276,3 +277,40 @@ async def test_a_rule_is_armed_again_only_above_its_threshold(desk: Desk) -> Non
         "SELECT amount_pico FROM balance WHERE ledger_account = 'account:acme'"
     )
     assert int(balance) == (20 - 18 + 5 - 1 + 10 - 10 + 5) * TOKEN_PICO
+
+
+async def test_pages_of_balances_are_of_one_instant(desk: Desk) -> None:
+    def page(token: str = "") -> pricing_pb2.ListBalancesRequest:
+        return pricing_pb2.ListBalancesRequest(page_size=1, page_token=token)
+
+    for account_id in ("acme", "birch"):
+        await desk.books.grant(account_id, 10 * TOKEN_PICO)
+    first = await desk.answers.ListBalances(page(), Call())
+    # What is charged between two pages is in neither.
+    await desk.books.charge("birch", "one", 3)
+    second = await desk.answers.ListBalances(page(first.next_page_token), Call())
+    assert [balance.account_id for balance in (*first.balances, *second.balances)] == [
+        "acme",
+        "birch",
+    ]
+    assert int(second.balances[0].available.amount_pico) == 10 * TOKEN_PICO
+    assert second.positions == first.positions
+    assert second.next_page_token == ""
+    whole = await desk.answers.ListBalances(pricing_pb2.ListBalancesRequest(), Call())
+    assert whole.next_page_token == ""
+    assert whole.balances_digest != first.balances_digest
+    assert int(whole.balances[1].available.amount_pico) == 7 * TOKEN_PICO
+
+    # One that is kept no more, or never was, says so; anything else is no token.
+    with pytest.raises(errors.FailedPrecondition) as over:
+        await desk.answers.ListBalances(page("00000003-0000001B-1/acme"), Call())
+    assert over.value.reason == "LISTING_OVER"
+    for wrong in ("1", "00000003-0000001B-1", "' OR 1/acme", "00000003-0000001B-1'/acme"):
+        with pytest.raises(errors.InvalidArgument):
+            await desk.answers.ListBalances(page(wrong), Call())
+    # A few listings at once, and no more.
+    for _ in range(listings.MAX_KEPT - 1):
+        assert (await desk.answers.ListBalances(page(), Call())).next_page_token
+    with pytest.raises(errors.Unavailable) as many:
+        await desk.answers.ListBalances(page(), Call())
+    assert many.value.reason == "TOO_MANY_LISTINGS"

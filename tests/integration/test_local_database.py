@@ -78,7 +78,8 @@ async def test_a_step_is_written_once_and_a_fenced_projector_writes_nothing(
         found = await queries.snapshot(db)
         assert found.positions == {"control": 3, "usage-0": 2}
         assert found.digest() == balances_digest(expected, {"acme": 1})
-        (balance,) = await queries.account_balances(db, "acme")
+        balance = await queries.account_balance(db, "acme")
+        assert balance is not None
         charged = 10 * 150_000 + 20 * 75_000 + 30 * 600_000
         assert balance.charged.amount_pico == str(charged)
         assert balance.available.amount_pico == str(10**12 - charged)

@@ -9,7 +9,7 @@ import asyncpg
 
 from kernel import errors
 from kernel.clock import timestamp_of
-from pricing.adapters import database, month_receipts, queries
+from pricing.adapters import database, listings, month_receipts, queries
 from pricing.adapters.control_view import ControlView
 from pricing.adapters.ledger_client import Ledger
 from pricing.adapters.progress import Progress
@@ -21,6 +21,7 @@ from tollbook.pricing.v1 import pricing_pb2, pricing_pb2_grpc
 from tollbook.usage.v1 import usage_pb2
 
 _DEFAULT_PAGE: Final = 100
+_BALANCES_PAGE: Final = 1_000
 _VIEW_WAIT_S: Final = 10.0
 _BEFORE_ALL: Final = 2**63 - 1
 
@@ -39,17 +40,24 @@ class Reader:
 
     def __init__(self, pool: Any, dsn: str) -> None:
         self._pool = pool
+        self.kept = listings.Kept(dsn)
         self.progress = Progress(
             dsn, lambda wanted: self.in_snapshot(lambda db: queries.reached(db, wanted))
         )
 
-    async def in_snapshot(self, read: Callable[[Any], Awaitable[Any]]) -> Any:
-        """Run reads in one snapshot. Errors: Unavailable while the database is away."""
+    async def in_snapshot(self, read: Callable[[Any], Awaitable[Any]], kept: str = "") -> Any:
+        """Run reads in one snapshot, or in one that is kept for a listing.
+
+        Errors: Unavailable while the database is away, FailedPrecondition when
+        the snapshot is not kept any more.
+        """
         try:
             async with (
                 self._pool.acquire(timeout=5) as db,
                 db.transaction(isolation="repeatable_read", readonly=True),
             ):
+                if kept:
+                    await listings.enter(db, kept)
                 return await read(db)
         except asyncpg.DataError as error:
             raise errors.InvalidArgument(
@@ -103,34 +111,51 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
                 request.account_id, request.wait_for_event_id, context.time_remaining()
             )
 
-        async def read(db: Any) -> tuple[list[pricing_pb2.AccountBalance], dict[str, int]]:
+        async def read(db: Any) -> tuple[pricing_pb2.AccountBalance | None, dict[str, int]]:
             return (
-                await queries.account_balances(db, request.account_id),
+                await queries.account_balance(db, request.account_id),
                 await queries.positions(db),
             )
 
-        balances, at = await self._reader.in_snapshot(read)
-        if not balances:
+        balance, at = await self._reader.in_snapshot(read)
+        if balance is None:
             raise no_account(request.account_id)
         return pricing_pb2.GetBalanceResponse(
-            balance=balances[0], positions=queries.positions_message(at)
+            balance=balance, positions=queries.positions_message(at)
         )
 
     async def ListBalances(  # noqa: N802 - the contract's name
         self, request: pricing_pb2.ListBalancesRequest, context: Any
     ) -> pricing_pb2.ListBalancesResponse:
-        """Answer with all balances and their digest, from one snapshot."""
-        await self._reader.wait_for(request.wait_for, context.time_remaining())
+        """Answer with a page of all balances and their digest, all pages from one snapshot."""
+        size = request.page_size or _BALANCES_PAGE
+        page = listings.page_of(request.page_token) if request.page_token else None
+        if page is None:
+            await self._reader.wait_for(request.wait_for, context.time_remaining())
 
-        async def read(db: Any) -> tuple[list[pricing_pb2.AccountBalance], queries.Snapshot]:
-            return await queries.account_balances(db, None), await queries.snapshot(db)
+        async def read(db: Any) -> pricing_pb2.ListBalancesResponse:
+            found = await queries.account_balances(db, page.after if page else "", size + 1)
+            answer = pricing_pb2.ListBalancesResponse(balances=found[:size])
+            if page is None:
+                snapshot = await queries.snapshot(db)
+                answer.balances_digest = snapshot.digest()
+                at = snapshot.positions
+            else:
+                at = await queries.positions(db)
+            answer.positions.extend(queries.positions_message(at))
+            if len(found) > size:
+                kept = page.snapshot if page else await self._keep(db)
+                answer.next_page_token = listings.Page(kept, found[size - 1].account_id).token()
+            return answer
 
-        balances, snapshot = await self._reader.in_snapshot(read)
-        return pricing_pb2.ListBalancesResponse(
-            balances=balances,
-            positions=queries.positions_message(snapshot.positions),
-            balances_digest=snapshot.digest(),
+        listed: pricing_pb2.ListBalancesResponse = await self._reader.in_snapshot(
+            read, page.snapshot if page else ""
         )
+        return listed
+
+    async def _keep(self, db: Any) -> str:
+        """Have this transaction's snapshot kept for the pages to come."""
+        return await self._reader.kept.keep(await db.fetchval("SELECT pg_export_snapshot()"))
 
     async def ListPostings(  # noqa: N802 - the contract's name
         self, request: pricing_pb2.ListPostingsRequest, context: Any

@@ -77,32 +77,39 @@ LEFT JOIN account_usage u ON u.account_id = a.account_id
 LEFT JOIN LATERAL (
   SELECT count(*) AS entries FROM suspense WHERE suspense.account_id = a.account_id
 ) s ON true
-WHERE $1::text IS NULL OR a.account_id = $1
-ORDER BY a.account_id
 """
+_ONE_BALANCE = _BALANCES + "WHERE a.account_id = $1"
+_SOME_BALANCES = _BALANCES + "WHERE a.account_id > $1 ORDER BY a.account_id LIMIT $2"
 
 
-async def account_balances(db: Any, account_id: str | None) -> list[pricing_pb2.AccountBalance]:
-    """Balances of one account, or of all."""
-    return [
-        pricing_pb2.AccountBalance(
-            account_id=row["account_id"],
-            available=amount(row["currency"], row["available"]),
-            granted=amount(row["currency"], row["granted"]),
-            charged=amount(row["currency"], row["charged"]),
-            held=amount(row["currency"], row["held"]),
-            credit_limit=amount(row["currency"], row["credit_limit_pico"]),
-            suspense_entries=row["suspense_entries"],
-            usage=pricing_pb2.UsageTotals(
-                requests=row["requests"],
-                input_tokens=row["input_tokens"],
-                cached_tokens=row["cached_tokens"],
-                output_tokens=row["output_tokens"],
-                cache_write_tokens=row["cache_write_tokens"],
-            ),
-        )
-        for row in await db.fetch(_BALANCES, account_id)
-    ]
+async def account_balance(db: Any, account_id: str) -> pricing_pb2.AccountBalance | None:
+    """An account's balance, or None when there is no such account."""
+    found = await db.fetchrow(_ONE_BALANCE, account_id)
+    return None if found is None else _balance(found)
+
+
+async def account_balances(db: Any, after: str, limit: int) -> list[pricing_pb2.AccountBalance]:
+    """Balances of the accounts that come after one, in order of account_id."""
+    return [_balance(row) for row in await db.fetch(_SOME_BALANCES, after, limit)]
+
+
+def _balance(row: Any) -> pricing_pb2.AccountBalance:
+    return pricing_pb2.AccountBalance(
+        account_id=row["account_id"],
+        available=amount(row["currency"], row["available"]),
+        granted=amount(row["currency"], row["granted"]),
+        charged=amount(row["currency"], row["charged"]),
+        held=amount(row["currency"], row["held"]),
+        credit_limit=amount(row["currency"], row["credit_limit_pico"]),
+        suspense_entries=row["suspense_entries"],
+        usage=pricing_pb2.UsageTotals(
+            requests=row["requests"],
+            input_tokens=row["input_tokens"],
+            cached_tokens=row["cached_tokens"],
+            output_tokens=row["output_tokens"],
+            cache_write_tokens=row["cache_write_tokens"],
+        ),
+    )
 
 
 async def account_exists(db: Any, account_id: str) -> bool:

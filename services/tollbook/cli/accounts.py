@@ -14,6 +14,7 @@ from kernel.errors import InvalidArgument
 from kernel.money import MoneyError, format_pico, parse_amount
 from tollbook.cli.pricing_calls import as_json, ask
 from tollbook.cli.tables import table
+from tollbook.listing import all_balances
 from tollbook.pricing.v1 import control_pb2, money_pb2, pricing_pb2
 
 _SECRET_BYTES: Final = 32
@@ -40,8 +41,7 @@ def create(account: str, currency: str, name: str) -> None:
 @click.option("--json", "for_programs", is_flag=True, help="For programs.")
 def list_accounts(for_programs: bool) -> None:
     """List all accounts with their balances."""
-    request = pricing_pb2.ListBalancesRequest()
-    answer = ask(lambda to, timeout_s: to.pricing.ListBalances(request, timeout=timeout_s))
+    answer = ask(lambda to, timeout_s: all_balances(to.pricing, timeout_s))
     if for_programs:
         click.echo(as_json(answer))
         return

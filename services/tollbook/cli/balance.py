@@ -11,6 +11,7 @@ from kernel.clock import rfc3339, us_of
 from kernel.money import format_pico
 from tollbook.cli.pricing_calls import as_json, ask
 from tollbook.cli.tables import table
+from tollbook.listing import all_balances
 from tollbook.pricing.v1 import money_pb2, pricing_pb2
 from tollbook.usage.v1 import usage_pb2 as usage
 
@@ -24,8 +25,7 @@ _FOR_PROGRAMS = click.option("--json", "for_programs", is_flag=True, help="For p
 def balance(account: str | None, for_programs: bool) -> None:
     """Show the balance of ACCOUNT, or all balances, and the log positions they are true at."""
     if account is None:
-        everyone = pricing_pb2.ListBalancesRequest()
-        listed = ask(lambda to, timeout_s: to.pricing.ListBalances(everyone, timeout=timeout_s))
+        listed = ask(lambda to, timeout_s: all_balances(to.pricing, timeout_s))
         if for_programs:
             click.echo(as_json(listed))
             return

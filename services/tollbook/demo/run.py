@@ -21,6 +21,7 @@ from tollbook.export.exporter import write_export
 from tollbook.export.system import System
 from tollbook.inference.v1 import inference_pb2, inference_pb2_grpc
 from tollbook.ledger.v1 import ledger_pb2_grpc
+from tollbook.listing import all_balances
 from tollbook.pricing.v1 import pricing_pb2, pricing_pb2_grpc
 from tollbook.stack import Stack, running_stack
 
@@ -111,9 +112,7 @@ async def _drive(stack: Stack, folder: Path, summary: Summary, say: Say) -> None
     pricing: Any = pricing_pb2_grpc.PricingServiceStub(pricing_channel)
     control: Any = pricing_pb2_grpc.ControlServiceStub(pricing_channel)
 
-    earlier = await pricing.ListBalances(
-        pricing_pb2.ListBalancesRequest(), timeout=30, wait_for_ready=True
-    )
+    earlier = await all_balances(pricing, 30)
     customers = await setting.set_up(control, {one.account_id for one in earlier.balances})
     listed = await inference.ListModels(
         inference_pb2.ListModelsRequest(),
@@ -155,8 +154,8 @@ async def _drive(stack: Stack, folder: Path, summary: Summary, say: Say) -> None
         for log, size in sizes.items()
         if log != CUT_LOG and size
     ]
-    balances = await pricing.ListBalances(
-        pricing_pb2.ListBalancesRequest(wait_for=wanted), timeout=_SETTLE_S
+    balances = await all_balances(
+        pricing, _SETTLE_S, pricing_pb2.ListBalancesRequest(wait_for=wanted)
     )
     await settle.counted(control, _SETTLE_S)
     conservation = await settle.drained(inference, customers[0].metadata, _SETTLE_S)

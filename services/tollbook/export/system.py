@@ -11,6 +11,7 @@ import grpc.aio
 from kernel import grpcs
 from kernel.errors import Unavailable
 from tollbook.ledger.v1 import ledger_pb2, ledger_pb2_grpc
+from tollbook.listing import all_balances
 from tollbook.pricing.v1 import pricing_pb2, pricing_pb2_grpc
 
 _BATCH: Final = 5_000
@@ -51,7 +52,9 @@ class System:
         answer: ledger_pb2.ListLogsResponse = await self._ask(
             "the ledger lists no logs",
             self._ledger.ListLogs(
-                ledger_pb2.ListLogsRequest(), timeout=self._wait_s, wait_for_ready=True
+                ledger_pb2.ListLogsRequest(without_pins=True),
+                timeout=self._wait_s,
+                wait_for_ready=True,
             ),
         )
         return {state.log: state.size for state in answer.logs}
@@ -61,7 +64,7 @@ class System:
         request = pricing_pb2.ListBalancesRequest(wait_for=_positions(at_least.items()))
         answer: pricing_pb2.ListBalancesResponse = await self._ask(
             "pricing lists no balances",
-            self._pricing.ListBalances(request, timeout=self._wait_s, wait_for_ready=True),
+            all_balances(self._pricing, self._wait_s, request),
         )
         return answer
 

@@ -20,7 +20,8 @@ from tests.integration.pricing_books import Books
 from kernel import errors
 from kernel.clock import SystemClock
 from pricing.adapters import database
-from pricing.adapters.holds import HoldDoor, Reserving
+from pricing.adapters.hold_ops import Reserving
+from pricing.adapters.holds import HoldDoor
 from pricing.domain.holds import Ask, hold_id_of
 from tollbook.stack import Stack
 

@@ -19,7 +19,8 @@ from kernel.clock import Clock
 from pricing.adapters import queries
 from pricing.adapters.answers import PricingAnswers, Reader, no_account
 from pricing.adapters.changes import ControlChanges, refuse
-from pricing.adapters.holds import HoldDoor, Reserving
+from pricing.adapters.hold_ops import Reserving
+from pricing.adapters.holds import HoldDoor
 from pricing.adapters.ledger_client import Ledger
 from pricing.domain import credit
 from pricing.domain.holds import Ask, hold_id_of

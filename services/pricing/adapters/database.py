@@ -27,6 +27,8 @@ AWAY: Final = (
     # it for "away" is safe: what is in memory is thrown away and read again.
     asyncpg.InternalClientError,
     asyncpg.OperatorInterventionError,
+    # This process stood still in the middle of a transaction, and the server did not wait for it.
+    asyncpg.IdleInTransactionSessionTimeoutError,
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,
 )

@@ -12,7 +12,8 @@ from kernel.clock import Clock, timestamp_of, us_of
 from pricing.adapters import hold_sql, queries
 from pricing.adapters.answers import PricingAnswers, Reader, no_account
 from pricing.adapters.control_view import ControlView
-from pricing.adapters.holds import HoldDoor, Made, Reserving
+from pricing.adapters.hold_ops import Made, Reserving
+from pricing.adapters.holds import HoldDoor
 from pricing.adapters.ledger_client import Ledger
 from pricing.domain import quoting
 from pricing.domain.dimensions import STANDARD_TIER, Context

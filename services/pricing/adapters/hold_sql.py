@@ -17,6 +17,7 @@ from pricing.domain.holds import Held, Standing
 from pricing.domain.state import Limit
 
 SHARDS: Final = 16
+IDLE_MS: Final = 2_000
 
 
 class Open(NamedTuple):
@@ -43,41 +44,36 @@ class Snapshot(NamedTuple):
 
 
 async def lock(db: Any, shard: int) -> None:
-    """Begin a transaction as the shard's one writer; waits for the one before."""
-    # One statement text, so that it is one round trip; the number is ours.
-    await db.execute(f"BEGIN; SELECT 1 FROM hold_shard WHERE shard = {shard:d} FOR UPDATE")  # noqa: S608
+    """Begin a transaction as the shard's one writer; waits for the one before.
 
-
-_EXPIRE: Final = """
-WITH ended AS (
-  DELETE FROM hold WHERE hold_id IN (
-    SELECT hold_id FROM hold WHERE shard = $1
-      AND (expires_at <= clock_timestamp() OR (hold_id, account_id) IN
-           (SELECT * FROM unnest($2::text[], $3::text[])))
-    ORDER BY hold_id LIMIT 10000 FOR UPDATE SKIP LOCKED)
-  RETURNING hold_id, account_id, amount_pico
-), less AS (
-  UPDATE account_reserved r SET amount_pico = r.amount_pico - e.amount_pico
-  FROM (SELECT account_id, sum(amount_pico) AS amount_pico FROM ended GROUP BY 1) e
-  WHERE r.account_id = e.account_id
-)
-SELECT hold_id FROM ended WHERE hold_id = ANY($2::text[])
-"""
-
-
-async def end(db: Any, shard: int, released: Sequence[tuple[str, str]]) -> set[str]:
-    """End holds whose time is over, and these (hold_id, account_id); gives which of these were
-    open.
+    A server that is paused in the middle of it keeps the shard no longer than IDLE_MS.
     """
-    hold_ids = [hold_id for hold_id, _ in released]
-    account_ids = [account_id for _, account_id in released]
-    return {row["hold_id"] for row in await db.fetch(_EXPIRE, shard, hold_ids, account_ids)}
+    # One statement text, so that it is one round trip; the numbers are ours.
+    await db.execute(
+        f"BEGIN; SET LOCAL idle_in_transaction_session_timeout = {IDLE_MS:d};"  # noqa: S608
+        f" SELECT 1 FROM hold_shard WHERE shard = {shard:d} FOR UPDATE"
+    )
+
+
+async def over(db: Any) -> list[int]:
+    """The shards in which some hold's time is over."""
+    rows = await db.fetch(
+        "SELECT shard FROM hold_shard s WHERE EXISTS (SELECT FROM hold h WHERE h.shard = s.shard"
+        " AND h.expires_at <= statement_timestamp()) ORDER BY shard"
+    )
+    return [row["shard"] for row in rows]
+
+
+async def end(db: Any, shard: int) -> int:
+    """End the holds of a shard whose time is over, under its lock; gives how many they were."""
+    ended: int = await db.fetchval("SELECT end_holds($1)", shard)
+    return ended
 
 
 _SNAPSHOT: Final = """
 SELECT json_build_object(
   'now', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
-  'over', EXISTS (SELECT FROM hold WHERE shard = $1 AND expires_at <= clock_timestamp()),
+  'over', EXISTS (SELECT FROM hold WHERE shard = $1 AND expires_at <= statement_timestamp()),
   'accounts', (SELECT json_agg(json_build_array(
       a.account_id, a.currency, a.credit_limit_pico::text, coalesce(b.amount_pico, 0)::text,
       (coalesce(r.amount_pico, 0) - coalesce(s.amount_pico, 0))::text,
@@ -120,7 +116,7 @@ async def snapshot(
     )
     found = json.loads(await db.fetchval(_SNAPSHOT, *arguments))
     if found["over"]:
-        await end(db, shard, ())
+        await end(db, shard)
         found = json.loads(await db.fetchval(_SNAPSHOT, *arguments))
     standings: dict[str, Standing] = {}
     closer: list[str] = []

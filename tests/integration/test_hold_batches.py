@@ -1,0 +1,282 @@
+"""Batches of holds on the real tables: the database decides as the domain does, asks of one hold
+go one by one, and a server that stands still keeps nobody waiting.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import asyncpg
+import pytest
+from tests.integration.pricing_books import Books
+from tests.unit.pricing import builders as make
+
+from kernel import errors
+from kernel.placement import partition_of
+from pricing.adapters import database, hold_batch, hold_closer, hold_ops, hold_sql
+from pricing.adapters.hold_ops import Answer, Made, Op, Releasing, Reserving
+from pricing.adapters.holds import HoldDoor
+from pricing.domain.holds import Ask, Standing, hold_id_of
+from tollbook.pricing.v1 import accounts_pb2, money_pb2
+from tollbook.stack import Stack
+
+pytestmark = pytest.mark.integration
+
+TOKEN_PICO = 600_000
+LONG_US = 3_600_000_000
+ACCOUNTS = ("acme", "birch", "cedar")
+BATCHES = 60
+
+
+@dataclass
+class Desk:
+    """Books, and connections as a door uses them."""
+
+    books: Books
+    pool: Any
+    dsn: str
+    admin: Any
+
+
+@pytest.fixture
+async def desk(pricing_tables: Stack) -> AsyncIterator[Desk]:
+    environment = pricing_tables.environment()
+    dsn = environment["TOLLBOOK_PRICING_POSTGRES"]
+    admin = await asyncpg.connect(environment["TOLLBOOK_POSTGRES"])
+    books = await Books.opened(admin, dsn, ACCOUNTS)
+    pool = await database.open_pool(dsn, 4, asyncio.Event())
+    try:
+        yield Desk(books, pool, dsn, admin)
+    finally:
+        pool.terminate()
+        await admin.close()
+
+
+def reserving(account_id: str, event_id: str, tokens: int, **more: Any) -> Reserving:
+    ask = Ask(hold_id_of(account_id, event_id), account_id, "", "", tokens * TOKEN_PICO, make.T0_US)
+    return Reserving(ask, **{"currency": "USD", "ttl_us": LONG_US, **more})
+
+
+@dataclass
+class Model:
+    """Accounts and open holds, as plain numbers."""
+
+    balance: dict[str, int]
+    open: dict[str, tuple[str, int]] = field(default_factory=dict)
+    charged: set[str] = field(default_factory=set)
+
+    def free(self, account_id: str) -> int:
+        held = sum(pico for owner, pico in self.open.values() if owner == account_id)
+        return self.balance[account_id] - held
+
+    def answers(self, op: Op) -> object:
+        """What an ask gets: the hold's amount and what is free after it, or why not."""
+        if isinstance(op, Releasing):
+            if self.open.get(op.hold_id, ("",))[0] != op.account_id:
+                return False
+            del self.open[op.hold_id]
+            return True
+        account_id, older = op.ask.account_id, self.open.get(op.hold_id)
+        if account_id not in self.balance:
+            return "ACCOUNT_NOT_FOUND"
+        if op.currency != "USD":
+            return "CURRENCY_MISMATCH"
+        if older is None and op.grows:
+            return "HOLD_NOT_FOUND"
+        if older is None and op.hold_id in self.charged:
+            return "EVENT_CHARGED"
+        before = older[1] if older else 0
+        amount = max(before, op.ask.amount_pico)
+        more = amount - before
+        if more and more > self.free(account_id):
+            return "NO_CREDIT"
+        self.open[op.hold_id] = account_id, amount
+        return amount, self.free(account_id)
+
+
+def seen(answer: Answer) -> object:
+    if isinstance(answer, Made):
+        return answer.hold.amount_pico, answer.spendable_pico
+    return answer.reason if isinstance(answer, errors.TollbookError) else answer
+
+
+def some_ops(dice: random.Random, charged: list[str]) -> list[Op]:
+    """Asks of every kind, no hold twice."""
+    ops: list[Op] = []
+    for event_id in dice.sample([f"e{number}" for number in range(40)], dice.randint(1, 12)):
+        account_id = dice.choice((*ACCOUNTS, "acme", "acme", "nobody"))
+        tokens = dice.choice((0, 1, 5, 20, 60))
+        what = dice.random()
+        if what < 0.25:
+            ops.append(Releasing(account_id, hold_id_of(account_id, event_id)))
+        elif what < 0.4:
+            ops.append(reserving(account_id, event_id, tokens, grows=True))
+        elif what < 0.45:
+            ops.append(reserving(account_id, event_id, tokens, currency="EUR"))
+        elif what < 0.5 and charged:
+            ops.append(reserving("acme", dice.choice(charged), tokens))
+        else:
+            ops.append(reserving(account_id, event_id, tokens))
+    return ops
+
+
+async def decided(db: Any, batch: list[Op]) -> tuple[list[tuple[Op, Answer]], int]:
+    """What a batch is answered, and how many of it took a closer look."""
+    answers, closer = await hold_batch.decide(db, batch)
+    for op in closer:
+        answers += await hold_closer.decide(db, op.shard, [op])
+    return answers, len(closer)
+
+
+@pytest.mark.parametrize("limited", [False, True], ids=["plain accounts", "accounts with limits"])
+async def test_the_database_and_the_domain_decide_as_plain_numbers_do(
+    desk: Desk, limited: bool
+) -> None:
+    dice = random.Random(7)
+    model = Model(dict.fromkeys(ACCOUNTS, 100 * TOKEN_PICO))
+    for account_id in ACCOUNTS:
+        await desk.books.grant(account_id, 100 * TOKEN_PICO)
+        if limited:
+            # One that is never in the way: the account is looked at closer, and decided the same.
+            amount = money_pb2.Amount(currency="USD", amount_pico=str(10**20))
+            limit = accounts_pb2.LimitSet(
+                change_id=f"c-{account_id}",
+                limit_id=f"l-{account_id}",
+                account_id=account_id,
+                window=accounts_pb2.SPEND_WINDOW_DAY,
+                time_zone="UTC",
+                amount=amount,
+            )
+            await desk.books.change(limit_set=limit)
+    charged: list[str] = []
+    met: set[object] = set()
+    looked = 0
+    async with desk.pool.acquire() as db:
+        for number in range(BATCHES):
+            batch = some_ops(dice, charged)
+            batch = list({op.hold_id: op for op in batch}.values())
+            answers, closer = await decided(db, batch)
+            looked += closer
+            found = {op: seen(answer) for op, answer in answers}
+            # What is given up first, then account by account.
+            for op in sorted(
+                batch,
+                key=lambda op: ("", 0) if isinstance(op, Releasing) else (op.ask.account_id, 1),
+            ):
+                expected = model.answers(op)
+                assert found[op] == expected, (number, op)
+                met.add(expected if isinstance(expected, (str, bool)) else "made")
+            if number % 10 == 5:
+                event_id = f"charged-{number}"
+                await desk.books.charge("acme", event_id, 1)
+                charged.append(event_id)
+                model.balance["acme"] -= TOKEN_PICO
+                model.charged.add(hold_id_of("acme", event_id))
+    assert met == {
+        "made",
+        True,
+        False,
+        "NO_CREDIT",
+        "ACCOUNT_NOT_FOUND",
+        "CURRENCY_MISMATCH",
+        "HOLD_NOT_FOUND",
+        "EVENT_CHARGED",
+    }
+    assert bool(looked) == limited
+    held = await desk.admin.fetch(
+        "SELECT r.account_id, r.amount_pico, (SELECT coalesce(sum(amount_pico), 0) FROM hold h"
+        " WHERE h.account_id = r.account_id) AS holds FROM account_reserved r"
+    )
+    for row in held:
+        assert row["amount_pico"] == row["holds"]
+        assert model.balance[row["account_id"]] - row["holds"] == model.free(row["account_id"])
+
+
+async def test_nobody_is_refused_for_a_hold_whose_time_is_over(desk: Desk) -> None:
+    await desk.books.grant("acme", 10 * TOKEN_PICO)
+    async with desk.pool.acquire() as db:
+        await decided(db, [reserving("acme", "old", 6, ttl_us=1), reserving("acme", "kept", 3)])
+        batch: list[Op] = [
+            # Asked again after its time, it is a new one.
+            reserving("acme", "old", 1, ttl_us=1),
+            reserving("acme", "new", 7),
+            reserving("acme", "much", 1),
+        ]
+        answers, _ = await decided(db, batch)
+        assert {op.hold_id: seen(answer) for op, answer in answers} == {
+            hold_id_of("acme", "old"): (TOKEN_PICO, 6 * TOKEN_PICO),
+            # 6 were free: the repeat is not over yet when its batch is decided.
+            hold_id_of("acme", "new"): "NO_CREDIT",
+            hold_id_of("acme", "much"): (TOKEN_PICO, 5 * TOKEN_PICO),
+        }
+        answers, _ = await decided(db, [reserving("acme", "new", 6)])
+        assert seen(answers[0][1]) == (6 * TOKEN_PICO, 0)
+    assert await desk.admin.fetchval("SELECT count(*) FROM hold") == 3
+
+
+async def test_asks_of_one_hold_go_one_by_one(desk: Desk) -> None:
+    await desk.books.grant("acme", 10 * TOKEN_PICO)
+    door = HoldDoor(desk.pool)
+    running = asyncio.ensure_future(door.run())
+    try:
+        asks = [door.reserve(reserving("acme", "one", 8)) for _ in range(40)]
+        same = await asyncio.gather(*asks)
+        assert {made.hold for made in same} == {same[0].hold}
+        hold_id = same[0].hold.hold_id
+        # In the order in which they came, whatever they do: the last one decides.
+        several = [
+            door.release("acme", hold_id),
+            door.reserve(reserving("acme", "one", 10)),
+            door.reserve(reserving("acme", "one", 0, grows=True)),
+            door.release("acme", hold_id),
+            door.release("acme", hold_id),
+        ]
+        gone, again, longer, given_up, nothing = await asyncio.gather(*several)
+        assert (gone, given_up, nothing) == (True, True, False)
+        assert isinstance(again, Made)
+        assert isinstance(longer, Made)
+        assert again.hold.amount_pico == longer.hold.amount_pico == 10 * TOKEN_PICO
+        # Whoever goes away before its turn leaves nothing behind.
+        leaving = asyncio.ensure_future(door.reserve(reserving("acme", "left", 1)))
+        await asyncio.sleep(0)
+        leaving.cancel()
+        await asyncio.gather(leaving, return_exceptions=True)
+        assert (await door.reserve(reserving("acme", "whole", 10))).spendable_pico == 0
+        assert not running.done()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_a_server_that_stands_still_keeps_nobody_waiting(
+    desk: Desk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hold_sql, "IDLE_MS", 200)
+    await desk.books.grant("acme", 10 * TOKEN_PICO)
+    door = HoldDoor(desk.pool)
+    running = asyncio.ensure_future(door.run())
+    try:
+        async with asyncio.timeout(30):
+            still = await database.connect(desk.dsn)
+            await hold_sql.lock(still, partition_of("acme", hold_sql.SHARDS))
+            # It does not go on; the database ends its transaction, and the other one has its turn.
+            made = await door.reserve(reserving("acme", "one", 1))
+            assert made.hold.amount_pico == TOKEN_PICO
+            with pytest.raises(database.AWAY):
+                await hold_sql.make(still, 0, [made.hold])
+            still.terminate()
+    finally:
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+async def test_the_domain_confirms_what_the_database_refuses() -> None:
+    row = {"outcome": "NO_CREDIT", "currency": "USD", "free_pico": "5", "amount_pico": "5"}
+    with pytest.raises(AssertionError, match="do not agree"):
+        hold_batch._answer(reserving("acme", "one", 1), row)
+    ask = reserving("acme", "one", 1).ask
+    assert hold_ops.refused(Standing("acme", "USD", 5, 0, 0), ask, 6) is not None

@@ -70,17 +70,28 @@ async def end(db: Any, shard: int) -> int:
     return ended
 
 
+# One statement, so one snapshot. Lots and charges are those of accounts with a lot that ends or is
+# for a project; elsewhere they change nothing.
 _SNAPSHOT: Final = """
+WITH lot AS (
+  SELECT account_id, priority, expires_us, control_position, grant_id, project_id,
+         amount_pico - coalesce(expired_pico, 0) AS amount_pico
+  FROM credit_grant WHERE account_id = ANY($2::text[])
+), special AS (
+  SELECT DISTINCT account_id FROM lot
+  WHERE expires_us <> 9223372036854775807 OR project_id <> ''
+), edge AS (
+  SELECT coalesce(array_agg(DISTINCT expires_us ORDER BY expires_us), '{0}') AS all_us
+  FROM lot JOIN special USING (account_id)
+), bound AS (
+  SELECT * FROM spend_limit WHERE account_id = ANY($2::text[])
+)
 SELECT json_build_object(
   'now', (extract(epoch FROM clock_timestamp()) * 1000000)::bigint,
   'over', EXISTS (SELECT FROM hold WHERE shard = $1 AND expires_at <= statement_timestamp()),
   'accounts', (SELECT json_agg(json_build_array(
       a.account_id, a.currency, a.credit_limit_pico::text, coalesce(b.amount_pico, 0)::text,
-      (coalesce(r.amount_pico, 0) - coalesce(s.amount_pico, 0))::text,
-      EXISTS (SELECT FROM credit_grant g WHERE g.account_id = a.account_id
-              AND g.expired_pico IS NULL
-              AND (g.expires_us <> 9223372036854775807 OR g.project_id <> '')),
-      EXISTS (SELECT FROM spend_limit l WHERE l.account_id = a.account_id)))
+      (coalesce(r.amount_pico, 0) - coalesce(s.amount_pico, 0))::text))
     FROM account a
     LEFT JOIN balance b
       ON b.ledger_account = 'account:' || a.account_id AND b.currency = a.currency
@@ -92,9 +103,28 @@ SELECT json_build_object(
       (extract(epoch FROM expires_at) * 1000000)::bigint))
     FROM hold WHERE hold_id = ANY($3::text[])),
   'charged', (SELECT json_agg(DISTINCT encode(identity, 'hex'))
-    FROM usage_event WHERE identity = ANY($4::bytea[]))
+    FROM usage_event WHERE identity = ANY($4::bytea[])),
+  'limits', (SELECT json_agg(json_build_array(control_position, limit_id, account_id, project_id,
+      key_id, span, time_zone, amount_pico::text)) FROM bound),
+  'lots', (SELECT json_agg(json_build_array(account_id, priority, expires_us, control_position,
+      grant_id, project_id, amount_pico::text)) FROM lot JOIN special USING (account_id)),
+  'holds', (SELECT json_agg(json_build_array(account_id, project_id, key_id, minute_us, amount))
+    FROM (SELECT account_id, project_id, key_id,
+                 event_time_us / 60000000 * 60000000 AS minute_us, sum(amount_pico)::text AS amount
+          FROM hold WHERE account_id = ANY($2::text[]) GROUP BY 1, 2, 3, 4) h),
+  'spent', (SELECT json_agg(json_build_array(s.limit_id, s.window_start_us, s.amount_pico::text))
+    FROM limit_spent s JOIN bound USING (limit_id)
+    WHERE bound.span = 'ever' OR s.window_start_us >= $5),
+  'charges', (SELECT json_agg(json_build_array(account_id, project_id, from_us, amount))
+    FROM (SELECT account_id, project_id, min(minute_us) AS from_us,
+                 sum(amount_pico)::text AS amount
+          FROM usage_minute JOIN special USING (account_id)
+          WHERE amount_pico > 0
+          GROUP BY account_id, project_id, width_bucket(minute_us, (SELECT all_us FROM edge))) c)
 )::text
 """
+# A month and more: the window that an event falls in begins no earlier, but for `ever`.
+_WINDOW_REACH_US: Final = 33 * 86_400 * 1_000_000
 
 
 async def snapshot(
@@ -113,131 +143,48 @@ async def snapshot(
         sorted(set(account_ids)),
         hold_ids,
         [bytes.fromhex(hold_id) for hold_id in hold_ids],
+        max(0, earliest_us - _WINDOW_REACH_US),
     )
     found = json.loads(await db.fetchval(_SNAPSHOT, *arguments))
     if found["over"]:
         await end(db, shard)
         found = json.loads(await db.fetchval(_SNAPSHOT, *arguments))
-    standings: dict[str, Standing] = {}
-    closer: list[str] = []
-    for account_id, currency, credit_limit, balance, held, lots, limits in found["accounts"] or ():
-        standings[account_id] = Standing(
-            account_id, currency, int(balance), int(held), int(credit_limit)
-        )
-        if lots or limits:
-            closer.append(account_id)
-    if closer:
-        await _look_closer(db, standings, closer, earliest_us)
     return Snapshot(
         found["now"],
-        standings,
+        _standings(found),
         {row[0]: _open_of(row) for row in found["open"] or ()},
         set(found["charged"] or ()),
     )
 
 
-_CLOSER: Final = """
-SELECT json_build_object(
-  'accounts', (SELECT json_agg(json_build_array(
-      a.account_id, coalesce(b.amount_pico, 0)::text,
-      (coalesce(r.amount_pico, 0) - coalesce(s.amount_pico, 0))::text))
-    FROM account a
-    LEFT JOIN balance b
-      ON b.ledger_account = 'account:' || a.account_id AND b.currency = a.currency
-    LEFT JOIN account_reserved r ON r.account_id = a.account_id
-    LEFT JOIN account_settled s ON s.account_id = a.account_id
-    WHERE a.account_id = ANY($1::text[])),
-  'holds', (SELECT json_agg(json_build_array(account_id, project_id, key_id, minute_us, amount))
-    FROM (SELECT account_id, project_id, key_id,
-                 event_time_us / 60000000 * 60000000 AS minute_us, sum(amount_pico)::text AS amount
-          FROM hold WHERE account_id = ANY($1::text[]) GROUP BY 1, 2, 3, 4) h),
-  'spent', (SELECT json_agg(json_build_array(s.limit_id, s.window_start_us, s.amount_pico::text))
-    FROM limit_spent s JOIN spend_limit l ON l.limit_id = s.limit_id
-    WHERE l.account_id = ANY($1::text[]) AND s.window_start_us >= $2),
-  'charges', (SELECT json_agg(json_build_array(account_id, project_id, from_us, amount))
-    FROM (SELECT account_id, project_id, min(minute_us) AS from_us,
-                 sum(amount_pico)::text AS amount
-          FROM usage_minute WHERE account_id = ANY($3::text[]) AND amount_pico > 0
-          GROUP BY account_id, project_id, width_bucket(minute_us, $4::bigint[])) c)
-)::text
-"""
-# A month and more: the window that an event falls in begins no earlier, but for `ever`.
-_WINDOW_REACH_US: Final = 33 * 86_400 * 1_000_000
-
-
-async def _look_closer(
-    db: Any, standings: dict[str, Standing], account_ids: Sequence[str], earliest_us: int
-) -> None:
-    """Fill in limits, lots, and what counts in them, all of one snapshot."""
-    limits = await db.fetch("SELECT * FROM spend_limit WHERE account_id = ANY($1)", account_ids)
-    lots = await db.fetch(
-        "SELECT account_id, priority, expires_us, control_position, grant_id, project_id,"
-        " amount_pico - coalesce(expired_pico, 0) AS amount_pico"
-        " FROM credit_grant WHERE account_id = ANY($1)",
-        account_ids,
-    )
-    special = {
-        row["account_id"] for row in lots if row["expires_us"] != 2**63 - 1 or row["project_id"]
-    }
-    edges = sorted({row["expires_us"] for row in lots if row["account_id"] in special})
-    ever = any(row["span"] == "ever" for row in limits)
-    since_us = 0 if ever else max(0, earliest_us - _WINDOW_REACH_US)
-    found = json.loads(
-        await db.fetchval(_CLOSER, account_ids, since_us, sorted(special), edges or [0])
-    )
-    for account_id, balance, held in found["accounts"]:
-        old = standings[account_id]
+def _standings(found: Mapping[str, Any]) -> dict[str, Standing]:
+    """The accounts by their ids, with limits, lots, and what counts in them."""
+    standings: dict[str, Standing] = {}
+    for account_id, currency, credit_limit, balance, held in found["accounts"] or ():
         standings[account_id] = Standing(
-            account_id, old.currency, int(balance), int(held), old.credit_limit_pico
+            account_id, currency, int(balance), int(held), int(credit_limit)
         )
-    for row in limits:
-        mine = standings[row["account_id"]]
-        mine.limits = (*mine.limits, _limit_of(row))
     spent = {(limit_id, start): int(amount) for limit_id, start, amount in found["spent"] or ()}
-    for account_id in account_ids:
+    for *limited, amount in found["limits"] or ():
+        limit = Limit._make((*limited, int(amount)))
+        mine = standings[limit.account_id]
+        mine.limits = (*mine.limits, limit)
+        mine.spent |= {key: pico for key, pico in spent.items() if key[0] == limit.limit_id}
+    for account_id, *lot, amount in found["lots"] or ():
         mine = standings[account_id]
-        mine.spent = {
-            key: pico
-            for key, pico in spent.items()
-            if any(limit.limit_id == key[0] for limit in mine.limits)
-        }
-        if account_id in special:
-            mine.lots = [
-                Lot(
-                    row["priority"],
-                    row["expires_us"],
-                    row["control_position"],
-                    row["grant_id"],
-                    row["project_id"],
-                    int(row["amount_pico"]),
-                )
-                for row in lots
-                if row["account_id"] == account_id
-            ]
+        mine.lots = (*mine.lots, Lot._make((*lot, int(amount))))
     for account_id, project_id, key_id, minute, amount in found["holds"] or ():
         standings[account_id].holds.append(Held(project_id, key_id, minute, int(amount)))
     for account_id, project_id, from_us, amount in found["charges"] or ():
         mine = standings[account_id]
         mine.charges = (*mine.charges, Charge(from_us, project_id, int(amount)))
+    return standings
 
 
 def _open_of(row: Sequence[Any]) -> Open:
     hold_id, account_id, project_id, key_id, amount_pico, event_time_us, expires_us = row
     return Open(
         hold_id, account_id, project_id, key_id, int(amount_pico), event_time_us, expires_us
-    )
-
-
-def _limit_of(row: Mapping[str, Any]) -> Limit:
-    return Limit(
-        row["control_position"],
-        row["limit_id"],
-        row["account_id"],
-        row["project_id"],
-        row["key_id"],
-        row["span"],
-        row["time_zone"],
-        int(row["amount_pico"]),
     )
 
 

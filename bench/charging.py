@@ -49,6 +49,7 @@ log = structlog.get_logger()
 EVENTS: Final = int(os.environ.get("TOLLBOOK_BENCH_EVENTS", "1000000"))
 RATE: Final = 5_000
 SECONDS: Final = 10
+WARM_S: Final = 10
 TIMEOUT_S: Final = 600
 _POLL_S: Final = 0.002
 _SIZES: Final = (
@@ -199,9 +200,9 @@ async def _latency(stack: Stack) -> dict[str, Any]:
             await _write_control(served.address)
             async with workers(on, 1), _projector(on, served.address):
                 await wait_owned(db)
-                # One of each log first, so that everything is up and compiled when time counts.
+                # At the same rate first, so that all is up and loaded when time counts.
                 kafka = stack.address("kafka")
-                warm = await usage_load.trickle(kafka, on.topic, PARTITIONS, RATE, 1, seed=1)
+                warm = await usage_load.trickle(kafka, on.topic, PARTITIONS, RATE, WARM_S, seed=1)
                 await _applied(db, warm)
                 before = {row["log_id"]: row["size"] for row in await db.fetch(_SIZES)}
                 producing = asyncio.create_task(

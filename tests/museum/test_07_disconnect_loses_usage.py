@@ -1,5 +1,4 @@
-"""A caller that went away took its usage with it: litellm#14457, #13245, new-api#7062, #5235;
-and where the tokens were recovered, their cost was not: litellm#39893, #37734 (exhibit 9).
+"""A caller that went away took its usage with it: litellm#14457, #13245, new-api#7062, #5235.
 
 Here a stream is left at every chunk: its bill is what the engine's own counter grew by, and its
 receipt is the price of exactly that.

@@ -24,11 +24,13 @@ BENCHES: Final = {
     "ledger": "Kafka to durable log, events/s and latency, beside plain COPY",
     "reading": "the log to its readers, gRPC and Arrow, beside COPY TO STDOUT",
     "inference": "metering in process, tokens/s and latency, beside bare AsyncLLM",
+    "flood": "one account's request times while another floods, with turns and without",
+    "outage": "requests while the broker is away, TOLLBOOK_OUTAGE_S of it, and catching up",
     "spool": "usage records to the disk, beside plain appends with fdatasync",
     "rating": "log leaves to charges on one core, beside a plain loop of decimals",
     "changes": "preview of the log's own usage, and an approval until it prices",
     "balances": "Reserve and GetBalance through gRPC; topic to balance, and a rebuild, beside SQL",
-    "path": "answer to balance, and tokens/s through gRPC beside the engine alone",
+    "path": "last token to balance, and tokens/s through gRPC beside the engine alone",
 }
 
 

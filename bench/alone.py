@@ -12,7 +12,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from bench import inference
+from bench import engine_load
 from inference import tinymodel
 from inference.adapters.vllm_engine import VllmEngine
 from inference.adapters.vllm_start import VllmOptions
@@ -22,11 +22,11 @@ from kernel import telemetry
 async def _rounds(engine: VllmEngine, concurrency: int, requests: int, rounds: int) -> float:
     await engine.start()
     try:
-        ask = inference.alone(engine)
-        await inference.one_round(ask, "warm", concurrency, requests, inference.Samples())
-        seen = inference.Samples()
+        ask = engine_load.alone(engine)
+        await engine_load.one_round(ask, "warm", concurrency, requests, engine_load.Samples())
+        seen = engine_load.Samples()
         for number in range(rounds):
-            await inference.one_round(ask, f"round-{number}", concurrency, requests, seen)
+            await engine_load.one_round(ask, f"round-{number}", concurrency, requests, seen)
         return statistics.median(seen.tokens_per_s)
     finally:
         await engine.stop()

@@ -1,297 +1,199 @@
 """What metering costs: the same requests, the engine alone and through count, spool and broker.
 
-One engine, one process, one run: rounds alternate between the two ways, so that
-what else the machine does falls on both. The spool is on the real disk with
-fdatasync, records go to the real broker, and each round ends with conservation:
-residual 0. The gRPC door is not in it. Prompts never repeat within a way, and
-the ways have salts of their own, so neither finds the other's cached prefixes.
+One engine, one process, one run: rounds go through the ways in turn, so that
+what else the machine does falls on all. `alone` is vLLM's AsyncLLM as anybody
+would use it. `metered` counts each token, has it on the real disk (fdatasync)
+before it is given, and sends the events to the real broker. `held` also asks
+pricing for a hold before each request, with ledger and pricing at work beside it
+on the same processors. The gRPC door is in none of them (`path` has it). Each
+model's run ends with conservation: residual 0.
+
+Two models: one so small that the engine's own step is mostly Python, where
+metering shows at its worst; and one with the layers of SmolLM2-135M.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
+import os
 import random
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
-from inference import engine as port
+from bench import engine_load, traces
+from bench.child import last_line_of
+from bench.engine_load import Samples
+from bench.metered import Metered, Switched, Unheld, metered
 from inference import tinymodel
-from inference.adapters import models
-from inference.adapters.publisher import Publisher
-from inference.adapters.spool import Spool
+from inference.adapters.credit import PricingCredit
 from inference.adapters.vllm_engine import VllmEngine
 from inference.adapters.vllm_start import VllmOptions
-from inference.app.books import Books
-from inference.app.credit import Request
 from inference.app.gate import Gate
-from inference.app.generation import Caller, Reader, World
-from inference.app.requests import Requests
-from inference.app.streams import Streams
-from inference.domain.records import Booted
-from kernel import telemetry
+from kernel import grpcs, telemetry
 from kernel.clock import SystemClock
-from kernel.ids import new_id
-from tollbook.inference.v1 import inference_pb2 as inference
+from tollbook.demo import setting
+from tollbook.inference.v1 import inference_pb2
+from tollbook.pricing.v1 import pricing_pb2_grpc
 from tollbook.stack import running_stack
-from tollbook.usage.v1 import usage_pb2 as usage
 
-PARTITIONS: Final = 4
-PROMPT_TOKENS: Final = 64
-OUTPUT_TOKENS: Final = 64
-VOCABULARY: Final = 1_000
-# Concurrency, and requests of a round at it: about as long each.
-LEVELS: Final = ((1, 24), (16, 192), (64, 512))
-ROUNDS: Final = 4
+WAYS: Final = ("alone", "metered", "held")
 # Seven of eight at the most are one account's, and the bench has one.
+PARTS: Final = ("topic", "ledger-server", "ledger-worker", "pricing-server", "pricing-projector")
 MAX_RUNNING: Final = 80
-FLUSH_S: Final = 60
+TRACE_CONCURRENCY: Final = 16
+TRACE_REQUESTS: Final = 128
 
 
-@dataclass
-class Samples:
-    """What the rounds of one way at one concurrency showed."""
+class Size(NamedTuple):
+    """A model, the concurrencies to try with the requests of a round at each, and the rounds."""
 
-    tokens_per_s: list[float] = field(default_factory=list)
-    first_token_ms: list[float] = field(default_factory=list)
-    request_ms: list[float] = field(default_factory=list)
-
-
-Ask = Callable[[inference.GenerationSpec, str], Awaitable[tuple[int, float]]]
-"""Sends one request; gives (output tokens, instant of the first one)."""
+    shape: tinymodel.Shape
+    levels: tuple[tuple[int, int], ...]
+    rounds: int
+    output_tokens: int
+    traces: tuple[str, ...]
 
 
-def _spec(source: random.Random, request_id: str) -> inference.GenerationSpec:
-    ids = [source.randrange(3, VOCABULARY) for _ in range(PROMPT_TOKENS)]
-    return inference.GenerationSpec(
-        request_id=request_id,
-        model="tiny",
-        tokens=inference.TokenPrompt(token_ids=ids),
-        sampling=inference.SamplingParams(max_tokens=OUTPUT_TOKENS, ignore_eos=True),
-    )
+SIZES: Final = {
+    "tiny": Size(tinymodel.TINY, ((1, 24), (16, 192), (64, 512)), 4, 64, ("azure", "mooncake")),
+    "135m": Size(tinymodel.SMALL, ((1, 4), (16, 32), (64, 128)), 3, 32, ()),
+}
 
 
-def alone(engine: VllmEngine) -> Ask:
-    """vLLM's AsyncLLM as anybody would use it: generate(), deltas, nothing of ours."""
-    from vllm.sampling_params import RequestOutputKind, SamplingParams
+class _Run:
+    """One model's rounds, each of all ways."""
 
-    llm: Any = engine.bare()
-
-    async def ask(spec: inference.GenerationSpec, salt: str) -> tuple[int, float]:
-        parameters = SamplingParams(
-            max_tokens=OUTPUT_TOKENS, ignore_eos=True, output_kind=RequestOutputKind.DELTA
-        )
-        prompt = {
-            "type": "token",
-            "prompt_token_ids": list(spec.tokens.token_ids),
-            "cache_salt": salt,
+    def __init__(self, plant: Metered, engine: VllmEngine, size: Size, credit: PricingCredit):
+        self._credit = credit
+        self._size = size
+        self._asks = {
+            "alone": engine_load.alone(engine),
+            "metered": plant.ask("acme"),
+            "held": plant.ask("acme"),
         }
-        tokens, first = 0, 0.0
-        async for output in llm.generate(prompt, parameters, spec.request_id):
-            first = first or time.perf_counter()
-            tokens += len(output.outputs[0].token_ids)
-        return tokens, first
+        self.probe_tokens = 0
 
-    return ask
+    async def rounds(
+        self, switch: Switched, name: str, concurrency: int, count: int
+    ) -> dict[str, Samples]:
+        """All rounds of one load; which way goes first changes from round to round."""
+        seen = {way: Samples() for way in WAYS}
+        for number in range(self._size.rounds):
+            turn = number % len(WAYS)
+            for way in WAYS[turn:] + WAYS[:turn]:
+                switch.credit = self._credit if way == "held" else Unheld()
+                asked = self._asked(name, f"{way}/{number}/{concurrency}", count)
+                tokens = await engine_load.of_specs(
+                    self._asks[way], f"{way}/{number}", concurrency, asked, seen[way]
+                )
+                self.probe_tokens += tokens if way == "alone" else 0
+        return seen
 
-
-def _metered(requests: Requests) -> Ask:
-    """Through the registry, the count, the spool and the reader, as the gRPC door does."""
-    caller = Caller("bench", "", "bench-key")
-
-    async def ask(spec: inference.GenerationSpec, salt: str) -> tuple[int, float]:
-        reader = requests.find(caller, spec)
-        assert isinstance(reader, Reader)
-        tokens, first = 0, 0.0
-        async for response in reader.stream():
-            if response.WhichOneof("event") == "delta":
-                first = first or time.perf_counter()
-                tokens += len(response.delta.token_ids)
-        return tokens, first
-
-    return ask
-
-
-async def one_round(ask: Ask, salt: str, concurrency: int, requests: int, into: Samples) -> None:
-    source = random.Random(f"{salt}/{concurrency}/{len(into.tokens_per_s)}")
-    specs = [_spec(source, new_id("bench")) for _ in range(requests)]
-    waiting = iter(specs)
-    tokens = 0
-
-    async def worker() -> None:
-        nonlocal tokens
-        for spec in waiting:
-            begin = time.perf_counter()
-            count, first = await ask(spec, salt)
-            end = time.perf_counter()
-            assert count == OUTPUT_TOKENS, f"{count} tokens of {OUTPUT_TOKENS}"
-            tokens += count
-            into.first_token_ms.append((first - begin) * 1000)
-            into.request_ms.append((end - begin) * 1000)
-
-    begin = time.perf_counter()
-    await asyncio.gather(*(worker() for _ in range(concurrency)))
-    into.tokens_per_s.append(tokens / (time.perf_counter() - begin))
+    def _asked(self, name: str, salt: str, count: int) -> list[inference_pb2.GenerationSpec]:
+        if name in self._size.traces:
+            return traces.requests(name, salt, count)
+        source = random.Random(salt)
+        return engine_load.specs(source, count, self._size.output_tokens)
 
 
-class _Unheld:
-    """Credit that is never asked for: holds cost a call to pricing, which `path` measures."""
-
-    async def hold(self, request: Request) -> str:
-        """No hold."""
-        del request
-        return ""
-
-    def settled(self, hold_id: str) -> None:
-        """Nothing is held."""
-
-    def release(self, account_id: str, hold_id: str) -> None:
-        """Nothing is held."""
-
-
-@asynccontextmanager
-async def _metering(
-    engine: port.Engine, model: Path, warm_up: int, directory: Path, kafka: str, topic: str
-) -> AsyncIterator[tuple[Requests, Books]]:
-    """The service's parts behind its door, as entrypoints/serving.py puts them together."""
-    clock, boot = SystemClock(), f"bench/{new_id('boot')}"
-    spool = Spool.open(directory)
-    streams = Streams(spool.journal, boot, PARTITIONS)
-    spool.append(Booted(boot))
-    spool.start()
-    publisher = Publisher(spool, kafka, topic, PARTITIONS)
-    spool.on_commit = publisher.wake
-    books = Books(spool, streams, engine, boot, clock)
-    world = World(
-        engine,
-        boot,
-        spool,
-        streams,
-        books,
-        _Unheld(),
-        Gate(MAX_RUNNING),
-        clock,
-        telemetry.tracer("bench"),
-    )
-    requests = Requests(world, b"bench", max_requests=1_024, max_account_requests=1_024)
-    books.in_flight = requests.in_flight
-    books.discard(usage.WASTE_KIND_WARM_UP, warm_up)
-    spool.count_source = books.changed_count
-    requests.admit(models.discover(model, "tiny", None))
-    publishing = asyncio.create_task(publisher.run())
-    try:
-        yield requests, books
-        await spool.durable()
-        await asyncio.wait_for(publisher.flushed(), FLUSH_S)
-    finally:
-        publishing.cancel()
-        with suppress(asyncio.CancelledError):
-            await publishing
-        await spool.close()
-
-
-def _at(samples: list[float], percent: int) -> float:
-    return statistics.quantiles(samples, n=100, method="inclusive")[percent - 1]
-
-
-def _figures(results: dict[tuple[int, str], Samples]) -> list[dict[str, Any]]:
-    """Medians over rounds and percentiles over requests, and the cost of metering pair by pair."""
-    lines: list[dict[str, Any]] = []
-    for concurrency, requests in LEVELS:
-        line: dict[str, Any] = {"concurrency": concurrency, "requests": requests * ROUNDS}
-        for way in ("alone", "metered"):
-            seen = results[concurrency, way]
-            line[way] = {
-                "tokens_per_s": round(statistics.median(seen.tokens_per_s)),
-                "first_token_ms": {
-                    "p50": round(_at(seen.first_token_ms, 50), 2),
-                    "p99": round(_at(seen.first_token_ms, 99), 2),
-                },
-                "request_ms": {
-                    "p50": round(_at(seen.request_ms, 50), 2),
-                    "p99": round(_at(seen.request_ms, 99), 2),
-                },
-            }
-        pairs = zip(
-            results[concurrency, "alone"].tokens_per_s,
-            results[concurrency, "metered"].tokens_per_s,
-            strict=True,
-        )
-        costs = sorted(100 * (1 - metered / alone) for alone, metered in pairs)
-        line["metering_cost_percent"] = {
+def _figures(seen: Mapping[str, Samples]) -> dict[str, Any]:
+    """Medians over rounds, percentiles over requests, and what metering cost round by round."""
+    line: dict[str, Any] = {}
+    for way in WAYS:
+        line[way] = {
+            "tokens_per_s": round(statistics.median(seen[way].tokens_per_s)),
+            "first_token_ms": _percentiles(seen[way].first_token_ms),
+            "request_ms": _percentiles(seen[way].request_ms),
+        }
+    for way in WAYS[1:]:
+        pairs = zip(seen["alone"].tokens_per_s, seen[way].tokens_per_s, strict=True)
+        costs = sorted(100 * (1 - with_it / without) for without, with_it in pairs)
+        line[f"{way}_cost_percent"] = {
             "median": round(statistics.median(costs), 1),
             "least": round(costs[0], 1),
             "most": round(costs[-1], 1),
         }
-        lines.append(line)
-    return lines
+    return line
+
+
+def _percentiles(samples: list[float]) -> dict[str, float]:
+    return {f"p{at}": round(engine_load.at(samples, at), 2) for at in (50, 99)}
 
 
 async def _measure(
-    engine: VllmEngine, model: Path, work: Path, kafka: str, topic: str
+    engine: VllmEngine, model: Path, work: Path, size: Size, environment: Mapping[str, str]
 ) -> dict[str, Any]:
-    warm_up = await engine.start()
-    alone_tokens = 0
-    results = {
-        (concurrency, way): Samples() for concurrency, _ in LEVELS for way in ("alone", "metered")
-    }
-    async with _metering(engine, model, warm_up, work / "spool", kafka, topic) as (requests, books):
-        ways = {"alone": alone(engine), "metered": _metered(requests)}
-        for way, ask in ways.items():
-            await one_round(ask, f"{way}/warm", 16, 64, Samples())
-            alone_tokens += 64 * OUTPUT_TOKENS if way == "alone" else 0
-        for number in range(ROUNDS):
-            for concurrency, count in LEVELS:
-                # Each way goes first as often as the other.
-                order = list(ways) if number % 2 == 0 else list(reversed(ways))
-                for way in order:
-                    await one_round(
-                        ways[way], f"{way}/{number}", concurrency, count, results[concurrency, way]
-                    )
-                    alone_tokens += count * OUTPUT_TOKENS if way == "alone" else 0
-        await requests.settled()
-        # What went past the meter on purpose is a probe's waste; the rest must agree.
-        books.discard(usage.WASTE_KIND_PROBE, alone_tokens)
-        residual = await books.settled_residual()
-    if residual:
-        raise RuntimeError(f"tokens are not conserved: residual {residual}")
-    return {"levels": _figures(results), "residual_tokens": residual}
+    channel = grpcs.channel(environment["TOLLBOOK_PRICING_ADDRESS"])
+    credit = PricingCredit(channel, SystemClock(), "refuse")
+    switch = Switched(Unheld())
+    broker = (environment["TOLLBOOK_KAFKA"], environment["TOLLBOOK_TOPIC"])
+    lines: list[dict[str, Any]] = []
+    async with metered(engine, model, work / "spool", switch, Gate(MAX_RUNNING), broker) as plant:
+        run = _Run(plant, engine, size, credit)
+        loads = [("", concurrency, count) for concurrency, count in size.levels]
+        loads += [(name, TRACE_CONCURRENCY, TRACE_REQUESTS) for name in size.traces]
+        # What is compiled or fetched at the first use is nobody's cost.
+        await run.rounds(switch, "", 16, 16)
+        for name, concurrency, count in loads:
+            try:
+                seen = await run.rounds(switch, name, concurrency, count)
+            except FileNotFoundError:
+                continue
+            lines.append(
+                {
+                    **({"trace": name} if name else {}),
+                    "concurrency": concurrency,
+                    "requests": count * size.rounds,
+                    **_figures(seen),
+                }
+            )
+        await plant.check(run.probe_tokens)
+    await channel.close()
+    return {"loads": lines, "residual_tokens": 0}
 
 
-def run() -> dict[str, Any]:
-    """Measure; gives figures for JSON. Errors: RuntimeError when tokens are not conserved."""
+async def _open_account(environment: Mapping[str, str]) -> None:
+    channel = grpcs.channel(environment["TOLLBOOK_PRICING_ADDRESS"])
+    control = pricing_pb2_grpc.ControlServiceStub(channel)
+    await setting.set_up(control, taken=())
+    await setting.publish(control, {"tiny": False})
+    await channel.close()
+
+
+def of_size(name: str) -> dict[str, Any]:
+    """One model's figures, on the stack that the environment names. For a process of its own:
+    an engine's core is forked from it, before it has a thread or speaks gRPC.
+    """
     telemetry.configure("bench", "WARNING")
+    size = SIZES[name]
     with tempfile.TemporaryDirectory(prefix="tollbook-bench-") as scratch:
         work = Path(scratch)
-        tinymodel.make(work)
+        tinymodel.make(work, size.shape)
         begin = time.perf_counter()
-        # First of all: it forks.
         engine = VllmEngine(
             VllmOptions(work / "model", threads=1, kv_cache_gib=1, max_running=MAX_RUNNING)
         )
         started_s = time.perf_counter() - begin
-        with running_stack(parts=("kafka", "topic")) as stack:
-            environment = stack.environment()
-            figures = asyncio.run(
-                _measure_and_stop(
-                    engine,
-                    work,
-                    environment["TOLLBOOK_KAFKA"],
-                    environment["TOLLBOOK_TOPIC"],
-                )
-            )
-    return {"engine_start_s": round(started_s, 1), **figures}
+        measured = asyncio.run(_measure(engine, work / "model", work, size, os.environ))
+    return {"engine_start_s": round(started_s, 1), **measured}
 
 
-async def _measure_and_stop(
-    engine: VllmEngine, work: Path, kafka: str, topic: str
-) -> dict[str, Any]:
-    try:
-        return await _measure(engine, work / "model", work, kafka, topic)
-    finally:
-        await engine.stop()
+def run() -> dict[str, Any]:
+    """Measure; gives figures for JSON. Errors: CalledProcessError, tokens were not conserved."""
+    telemetry.configure("bench", "WARNING")
+    with running_stack(parts=PARTS) as stack:
+        asyncio.run(_open_account(stack.environment()))
+        return {
+            name: last_line_of("bench.inference", name, environment=stack.environment())
+            for name in SIZES
+        }
+
+
+if __name__ == "__main__":
+    print(json.dumps(of_size(sys.argv[1])))

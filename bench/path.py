@@ -1,6 +1,6 @@
 """The whole path on this machine: from an answer to its charge, and tokens through the service.
 
-Two figures. How long after a caller has its answer the charge stands in its
+Two figures. How long after a caller has its last token the charge stands in its
 balance, asked by GetBalance with wait_for_event_id. And tokens a second through
 gRPC, everything else of the stack running, beside the engine alone in a process
 of its own right after it.
@@ -9,14 +9,12 @@ of its own right after it.
 from __future__ import annotations
 
 import asyncio
-import json
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any, Final
 
-from bench import inference
+from bench import engine_load
+from bench.child import last_line_of
 from bench.usage_load import percentiles
 from kernel import grpcs, telemetry
 from kernel.ids import new_id
@@ -32,7 +30,7 @@ CHARGES: Final = 200
 
 
 async def _charges(generate: Any, pricing: Any, customer: setting.Customer) -> list[float]:
-    """Milliseconds from a caller's answer to its charge, one request after the other."""
+    """Milliseconds from the last token at the caller to its charge, one request after the other."""
     waits: list[float] = []
     for number in range(CHARGES):
         spec = inference_pb2.GenerationSpec(
@@ -41,13 +39,16 @@ async def _charges(generate: Any, pricing: Any, customer: setting.Customer) -> l
             tokens=inference_pb2.TokenPrompt(token_ids=range(20 + number, 52 + number)),
             sampling=inference_pb2.SamplingParams(max_tokens=4, ignore_eos=True),
         )
-        answer = await generate.GenerateOnce(
-            inference_pb2.GenerateOnceRequest(spec=spec), metadata=customer.metadata, timeout=60
+        begin = 0.0
+        call = generate.Generate(
+            inference_pb2.GenerateRequest(spec=spec), metadata=customer.metadata, timeout=60
         )
-        begin = time.perf_counter()
+        async for response in call:
+            if response.WhichOneof("event") == "delta":
+                begin = time.perf_counter()
         await pricing.GetBalance(
             pricing_pb2.GetBalanceRequest(
-                account_id=customer.account_id, wait_for_event_id=answer.request_id
+                account_id=customer.account_id, wait_for_event_id=spec.request_id
             ),
             timeout=60,
         )
@@ -55,7 +56,7 @@ async def _charges(generate: Any, pricing: Any, customer: setting.Customer) -> l
     return waits
 
 
-def _through(generate: Any, customer: setting.Customer) -> inference.Ask:
+def _through(generate: Any, customer: setting.Customer) -> engine_load.Ask:
     async def ask(spec: inference_pb2.GenerationSpec, _salt: str) -> tuple[int, float]:
         tokens, first = 0, 0.0
         call = generate.Generate(
@@ -79,15 +80,15 @@ async def _measure(environment: dict[str, str]) -> dict[str, Any]:
     customer = (await setting.set_up(control, taken=()))[0]
     await setting.publish(control, {"tiny": False})
     ask = _through(generate, customer)
-    await inference.one_round(ask, "warm", CONCURRENCY, REQUESTS, inference.Samples())
-    seen = inference.Samples()
+    await engine_load.one_round(ask, "warm", CONCURRENCY, REQUESTS, engine_load.Samples())
+    seen = engine_load.Samples()
     for number in range(ROUNDS):
-        await inference.one_round(ask, f"grpc-{number}", CONCURRENCY, REQUESTS, seen)
+        await engine_load.one_round(ask, f"grpc-{number}", CONCURRENCY, REQUESTS, seen)
     waits = await _charges(generate, pricing, customer)
     await inference_channel.close()
     await pricing_channel.close()
     return {
-        "answer_to_balance_ms": percentiles(waits),
+        "last_token_to_balance_ms": percentiles(waits),
         "through_grpc": {
             "tokens_per_s": round(statistics.median(seen.tokens_per_s)),
             "first_token_ms": percentiles(seen.first_token_ms),
@@ -96,24 +97,13 @@ async def _measure(environment: dict[str, str]) -> dict[str, Any]:
     }
 
 
-def _engine_alone() -> int:
-    done = subprocess.run(
-        (sys.executable, "-m", "bench.alone", str(CONCURRENCY), str(REQUESTS), str(ROUNDS)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    rate: int = json.loads(done.stdout.strip().splitlines()[-1])["tokens_per_s"]
-    return rate
-
-
 def run() -> dict[str, Any]:
     """Measure; gives figures for JSON."""
     telemetry.configure("bench", "WARNING")
     with running_stack() as stack:
         figures = asyncio.run(_measure(stack.environment()))
-    alone = _engine_alone()
+    words = (str(CONCURRENCY), str(REQUESTS), str(ROUNDS))
+    alone = last_line_of("bench.alone", *words)["tokens_per_s"]
     figures["engine_alone_tokens_per_s"] = alone
     figures["through_grpc"]["of_engine_alone"] = round(
         figures["through_grpc"]["tokens_per_s"] / alone, 3

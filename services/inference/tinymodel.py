@@ -23,7 +23,7 @@ import shutil
 import sys
 import tempfile
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -36,14 +36,24 @@ CONTEXT_TOKENS: Final = 4096
 
 _SEED: Final = 20_231_116
 _VOCABULARY: Final = 1024
-_HIDDEN: Final = 128
-_LAYERS: Final = 2
-_HEADS: Final = 2
-_KV_HEADS: Final = 1
 # The engine's CPU attention takes 32, 64, 80, 96, 112 or 128.
 _HEAD: Final = 64
-_INTERMEDIATE: Final = 256
 _LORA_RANK: Final = 8
+
+
+class Shape(NamedTuple):
+    """How large a model is; the names are those of Qwen2's configuration."""
+
+    hidden_size: int = 128
+    layers: int = 2
+    heads: int = 2
+    kv_heads: int = 1
+    intermediate_size: int = 256
+
+
+TINY: Final = Shape()
+# The layers of SmolLM2-135M: 106 million weights, so that the engine's work is a real model's.
+SMALL: Final = Shape(hidden_size=576, layers=30, heads=9, kv_heads=3, intermediate_size=1536)
 
 _END_OF_TEXT: Final = "<|endoftext|>"
 _START: Final = "<|im_start|>"
@@ -107,42 +117,42 @@ def _write_tokenizer(directory: Path) -> None:
     )
 
 
-def _projections() -> dict[str, tuple[int, int]]:
+def _projections(shape: Shape) -> dict[str, tuple[int, int]]:
     """Shapes (out, in) of a layer's linear maps, by their names."""
     return {
-        "self_attn.q_proj": (_HEADS * _HEAD, _HIDDEN),
-        "self_attn.k_proj": (_KV_HEADS * _HEAD, _HIDDEN),
-        "self_attn.v_proj": (_KV_HEADS * _HEAD, _HIDDEN),
-        "self_attn.o_proj": (_HIDDEN, _HEADS * _HEAD),
-        "mlp.gate_proj": (_INTERMEDIATE, _HIDDEN),
-        "mlp.up_proj": (_INTERMEDIATE, _HIDDEN),
-        "mlp.down_proj": (_HIDDEN, _INTERMEDIATE),
+        "self_attn.q_proj": (shape.heads * _HEAD, shape.hidden_size),
+        "self_attn.k_proj": (shape.kv_heads * _HEAD, shape.hidden_size),
+        "self_attn.v_proj": (shape.kv_heads * _HEAD, shape.hidden_size),
+        "self_attn.o_proj": (shape.hidden_size, shape.heads * _HEAD),
+        "mlp.gate_proj": (shape.intermediate_size, shape.hidden_size),
+        "mlp.up_proj": (shape.intermediate_size, shape.hidden_size),
+        "mlp.down_proj": (shape.hidden_size, shape.intermediate_size),
     }
 
 
-def _model_weights() -> Weights:
+def _model_weights(shape: Shape) -> Weights:
     random = np.random.Generator(np.random.PCG64(_SEED))
 
-    def normal(*shape: int) -> npt.NDArray[np.float32]:
-        return (random.standard_normal(shape) * 0.05).astype(np.float32)
+    def normal(*size: int) -> npt.NDArray[np.float32]:
+        return (random.standard_normal(size) * 0.05).astype(np.float32)
 
     weights: Weights = {
-        "model.embed_tokens.weight": normal(_VOCABULARY, _HIDDEN),
-        "lm_head.weight": normal(_VOCABULARY, _HIDDEN),
-        "model.norm.weight": np.ones(_HIDDEN, np.float32),
+        "model.embed_tokens.weight": normal(_VOCABULARY, shape.hidden_size),
+        "lm_head.weight": normal(_VOCABULARY, shape.hidden_size),
+        "model.norm.weight": np.ones(shape.hidden_size, np.float32),
     }
-    for layer in range(_LAYERS):
+    for layer in range(shape.layers):
         prefix = f"model.layers.{layer}."
-        for name, shape in _projections().items():
-            weights[f"{prefix}{name}.weight"] = normal(*shape)
+        for name, size in _projections(shape).items():
+            weights[f"{prefix}{name}.weight"] = normal(*size)
             if name in {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"}:
-                weights[f"{prefix}{name}.bias"] = np.zeros(shape[0], np.float32)
-        weights[f"{prefix}input_layernorm.weight"] = np.ones(_HIDDEN, np.float32)
-        weights[f"{prefix}post_attention_layernorm.weight"] = np.ones(_HIDDEN, np.float32)
+                weights[f"{prefix}{name}.bias"] = np.zeros(size[0], np.float32)
+        weights[f"{prefix}input_layernorm.weight"] = np.ones(shape.hidden_size, np.float32)
+        weights[f"{prefix}post_attention_layernorm.weight"] = np.ones(shape.hidden_size, np.float32)
     return weights
 
 
-def _write_model(directory: Path) -> None:
+def _write_model(directory: Path, shape: Shape) -> None:
     directory.mkdir(parents=True)
     _write_tokenizer(directory)
     _write_json(
@@ -153,14 +163,14 @@ def _write_model(directory: Path) -> None:
             "dtype": "float32",
             "eos_token_id": _SPECIAL.index(_END),
             "hidden_act": "silu",
-            "hidden_size": _HIDDEN,
+            "hidden_size": shape.hidden_size,
             "initializer_range": 0.05,
-            "intermediate_size": _INTERMEDIATE,
+            "intermediate_size": shape.intermediate_size,
             "max_position_embeddings": CONTEXT_TOKENS,
             "model_type": "qwen2",
-            "num_attention_heads": _HEADS,
-            "num_hidden_layers": _LAYERS,
-            "num_key_value_heads": _KV_HEADS,
+            "num_attention_heads": shape.heads,
+            "num_hidden_layers": shape.layers,
+            "num_key_value_heads": shape.kv_heads,
             "pad_token_id": _SPECIAL.index(_END_OF_TEXT),
             "rms_norm_eps": 1e-06,
             "rope_theta": 10000.0,
@@ -171,15 +181,15 @@ def _write_model(directory: Path) -> None:
             "vocab_size": _VOCABULARY,
         },
     )
-    save_file(_model_weights(), directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(_model_weights(shape), directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def _write_adapter(directory: Path, seed: int) -> None:
+def _write_adapter(directory: Path, shape: Shape, seed: int) -> None:
     directory.mkdir(parents=True)
     random = np.random.Generator(np.random.PCG64(seed))
     weights: Weights = {}
-    for layer in range(_LAYERS):
-        for name, (out_size, in_size) in _projections().items():
+    for layer in range(shape.layers):
+        for name, (out_size, in_size) in _projections(shape).items():
             prefix = f"base_model.model.model.layers.{layer}.{name}"
             weights[f"{prefix}.lora_A.weight"] = (
                 random.standard_normal((_LORA_RANK, in_size)) * 0.1
@@ -199,21 +209,21 @@ def _write_adapter(directory: Path, seed: int) -> None:
             "modules_to_save": None,
             "peft_type": "LORA",
             "r": _LORA_RANK,
-            "target_modules": sorted(name.rpartition(".")[2] for name in _projections()),
+            "target_modules": sorted(name.rpartition(".")[2] for name in _projections(shape)),
             "task_type": "CAUSAL_LM",
         },
     )
     save_file(weights, directory / "adapter_model.safetensors", metadata={"format": "pt"})
 
 
-def make(out: Path) -> None:
+def make(out: Path, shape: Shape = TINY) -> None:
     """Write the model and the adapter below `out`; what stands there whole is kept.
 
     Each directory appears at once, by rename, so a reader never sees half of one.
     """
     parts = (
-        (out / "model", _write_model),
-        (out / "adapters" / ADAPTER_NAME, lambda path: _write_adapter(path, _SEED + 1)),
+        (out / "model", lambda path: _write_model(path, shape)),
+        (out / "adapters" / ADAPTER_NAME, lambda path: _write_adapter(path, shape, _SEED + 1)),
     )
     for target, write in parts:
         if target.is_dir():

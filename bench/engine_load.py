@@ -1,0 +1,127 @@
+"""Requests to an engine, however they reach it, timed: what the benches of serving share.
+
+Prompts never repeat within a way, and the ways have salts of their own, so neither
+finds the other's cached prefixes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from inference.adapters.vllm_engine import VllmEngine
+from kernel.ids import new_id
+from tollbook.inference.v1 import inference_pb2 as inference
+
+PROMPT_TOKENS: Final = 64
+OUTPUT_TOKENS: Final = 64
+VOCABULARY: Final = 1_000
+
+
+@dataclass
+class Samples:
+    """What the rounds of one way at one concurrency showed."""
+
+    tokens_per_s: list[float] = field(default_factory=list)
+    first_token_ms: list[float] = field(default_factory=list)
+    request_ms: list[float] = field(default_factory=list)
+
+
+Ask = Callable[[inference.GenerationSpec, str], Awaitable[tuple[int, float]]]
+"""Sends one request; gives (output tokens, instant of the first one)."""
+
+
+def spec(prompt: Sequence[int], output_tokens: int = OUTPUT_TOKENS) -> inference.GenerationSpec:
+    """A request for exactly so many tokens."""
+    return inference.GenerationSpec(
+        request_id=new_id("bench"),
+        model="tiny",
+        tokens=inference.TokenPrompt(token_ids=prompt),
+        sampling=inference.SamplingParams(max_tokens=output_tokens, ignore_eos=True),
+    )
+
+
+def specs(source: random.Random, count: int, output_tokens: int) -> list[inference.GenerationSpec]:
+    """Requests of one length, no two alike."""
+    return [
+        spec([source.randrange(3, VOCABULARY) for _ in range(PROMPT_TOKENS)], output_tokens)
+        for _ in range(count)
+    ]
+
+
+def alone(engine: VllmEngine) -> Ask:
+    """vLLM's AsyncLLM as anybody would use it: generate(), deltas, nothing of ours."""
+    from vllm.sampling_params import RequestOutputKind, SamplingParams
+
+    llm: Any = engine.bare()
+
+    async def ask(spec: inference.GenerationSpec, salt: str) -> tuple[int, float]:
+        parameters = SamplingParams(
+            max_tokens=spec.sampling.max_tokens,
+            ignore_eos=True,
+            output_kind=RequestOutputKind.DELTA,
+        )
+        prompt = {
+            "type": "token",
+            "prompt_token_ids": list(spec.tokens.token_ids),
+            "cache_salt": salt,
+        }
+        tokens, first = 0, 0.0
+        async for output in llm.generate(prompt, parameters, spec.request_id):
+            first = first or time.perf_counter()
+            tokens += len(output.outputs[0].token_ids)
+        return tokens, first
+
+    return ask
+
+
+def at(samples: Sequence[float], percent: int) -> float:
+    """A percentile."""
+    return statistics.quantiles(samples, n=100, method="inclusive")[percent - 1]
+
+
+async def of_specs(
+    ask: Ask,
+    salt: str,
+    concurrency: int,
+    asked: Sequence[inference.GenerationSpec],
+    into: Samples,
+) -> int:
+    """Send them all, so many at once; gives the tokens that came."""
+    waiting = iter(asked)
+    tokens = 0
+
+    async def worker() -> None:
+        nonlocal tokens
+        for one in waiting:
+            begin = time.perf_counter()
+            count, first = await ask(one, salt)
+            end = time.perf_counter()
+            wanted = one.sampling.max_tokens
+            assert count == wanted, f"{count} tokens of {wanted}"
+            tokens += count
+            into.first_token_ms.append((first - begin) * 1000)
+            into.request_ms.append((end - begin) * 1000)
+
+    begin = time.perf_counter()
+    await asyncio.gather(*(worker() for _ in range(concurrency)))
+    into.tokens_per_s.append(tokens / (time.perf_counter() - begin))
+    return tokens
+
+
+async def one_round(
+    ask: Ask,
+    salt: str,
+    concurrency: int,
+    requests: int,
+    into: Samples,
+    output_tokens: int = OUTPUT_TOKENS,
+) -> int:
+    """A round of requests of one length; gives the tokens that came."""
+    source = random.Random(f"{salt}/{concurrency}/{len(into.tokens_per_s)}")
+    return await of_specs(ask, salt, concurrency, specs(source, requests, output_tokens), into)

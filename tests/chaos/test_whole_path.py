@@ -17,6 +17,7 @@ from typing import Any
 import psutil
 import pytest
 import pytest_asyncio
+from tests.integration.ledger_world import until
 from tests.integration.pricing_world import again
 from tests.integration.whole_world import MODELS, Asked, WholeWorld, audit_alone, request
 
@@ -199,6 +200,27 @@ async def test_the_engines_core_is_killed_while_requests_stream(world: WholeWorl
     lost = lost_of(world, "core")
     assert lost
     await world.check_everything([*sent, *lost])
+
+
+async def test_inference_stops_in_order_while_requests_stream(world: WholeWorld) -> None:
+    """It settles what runs, and says of each of its streams where it ends: nothing is open."""
+    stack = world.stack
+
+    async def stop() -> None:
+        await asyncio.to_thread(stack.hold, "inference", WAIT_S)
+        await until("every stream of the service is closed in the log", all_closed)
+        await asyncio.to_thread(stack.release, "inference", WAIT_S)
+
+    async def all_closed() -> bool:
+        answer = await world.ledger.ListStreams(ledger_pb2.ListStreamsRequest(page_size=1_000))
+        assert not answer.next_page_token
+        streams = [one for one in answer.streams if one.stream_id.startswith("inference")]
+        assert streams
+        return all(one.closed and not one.missing for one in streams)
+
+    sent = await killed_under_load(world, "stopped", 40, stop)
+    check_completed(sent)
+    await world.check_everything(sent)
 
 
 def lost_of(world: WholeWorld, name: str) -> list[Asked]:

@@ -14,9 +14,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
+from inference.domain import counting
+from inference.domain.claims import NO_DOUBT, Doubt
 from tollbook.inference.v1 import inference_pb2 as inference
+from tollbook.usage.v1 import usage_pb2 as usage
+
+UNKNOWN: Final = counting.UNKNOWN
 
 
 class EngineFailed(Exception):
@@ -73,8 +78,8 @@ class Admitted:
 class Tokens:
     """New tokens of a choice, counted once each, and their text.
 
-    `cached_tokens`: how much of the prompt the choice found in the cache.
-    `text` may come later than its tokens, and then without any.
+    `cached_tokens`: how much of the prompt the choice found in the cache; UNKNOWN while
+    the engine has not said. `text` may come later than its tokens, and then without any.
     """
 
     choice: int
@@ -88,12 +93,15 @@ class Finished:
     """A choice ended.
 
     `finish_reason` is a usage.FinishReason. `surplus_tokens`: what the engine's
-    counter holds beyond the tokens handed out (generated after a stop string).
+    counter holds beyond the tokens handed out, waste of `surplus_kind`.
+    `doubt`: what the engine's own statement leaves in doubt, which is never billed unseen.
     """
 
     choice: int
     finish_reason: int
     surplus_tokens: int
+    surplus_kind: int = usage.WASTE_KIND_AFTER_STOP
+    doubt: Doubt = NO_DOUBT
 
 
 @dataclass(frozen=True, slots=True)

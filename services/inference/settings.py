@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, SecretStr, field_validator
 
 from kernel.settings import ServiceSettings
 
@@ -20,9 +20,27 @@ class EngineSettings(ServiceSettings):
     )
     kv_cache_gib: int = Field(default=1, ge=1, description="memory for the prefix cache (CPU)")
     engine_threads: int = Field(default=1, ge=1, le=1024, description="compute threads (CPU)")
+    engine_url: str = Field(
+        default="",
+        pattern=r"^(https?://[^\s]+)?$",
+        description="an OpenAI-compatible server that generates, instead of the engine inside",
+    )
+    engine_model: str = Field(
+        default="", max_length=256, description="the model's name at that server; empty: the same"
+    )
+    engine_key: SecretStr = Field(default=SecretStr(""), description="the key that server asks for")
+    engine_silence_ms: int = Field(
+        default=120_000, ge=100, description="a server that says nothing for so long has failed"
+    )
     engine_requests: int = Field(
         default=64, ge=1, le=4096, description="sequences that the engine runs at once"
     )
+
+    @field_validator("adapters", mode="before")
+    @classmethod
+    def _none_when_empty(cls, value: object) -> object:
+        # An empty path would be the working directory.
+        return value or None
 
 
 class ServerSettings(EngineSettings):

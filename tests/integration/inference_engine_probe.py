@@ -1,6 +1,7 @@
 """A process of its own for the real engine: it is forked from a process without threads.
 
-Prints one JSON line for each situation. `serve` instead prints the process ids
+Prints one JSON line for each situation, of the engine inside or, with an address and a process
+id, of a server's. `serve` instead prints the process ids
 and waits to be killed.
 """
 
@@ -20,6 +21,7 @@ import psutil
 
 from inference import engine as port
 from inference.adapters import models
+from inference.adapters.upstream.engine import UpstreamEngine, UpstreamOptions
 from inference.adapters.vllm_engine import VllmEngine
 from inference.adapters.vllm_start import VllmOptions
 from kernel import errors
@@ -29,9 +31,20 @@ LONG = "tell me about the toll road and the bridge " * 20
 
 
 class Probe:
-    def __init__(self, home: Path) -> None:
+    """`server` is the address and process of a server, or None: the engine inside."""
+
+    def __init__(self, home: Path, server: tuple[str, int] | None = None) -> None:
         self.home = home
-        self.engine = VllmEngine(VllmOptions(home / "model", 1, 1, 64))
+        self.server = server
+        self.engine: port.Engine = (
+            UpstreamEngine(
+                UpstreamOptions(
+                    url=server[0], model="tiny", base_name="tiny", tokenizer=home / "model"
+                )
+            )
+            if server is not None
+            else VllmEngine(VllmOptions(home / "model", 1, 1, 64))
+        )
         self.attempts = 0
         self.counted = 0
         self.flowing = asyncio.Event()
@@ -63,7 +76,7 @@ class Probe:
         text = [""] * job.choices
         cached: dict[int, int] = {}
         finish = [0] * job.choices
-        surplus = events_seen = 0
+        surplus = disputed = events_seen = 0
         ended = False
         async for event in self.engine.generate(job):
             match event:
@@ -74,7 +87,8 @@ class Probe:
                     self.flowing.set()
                     ids[event.choice].extend(event.token_ids)
                     text[event.choice] += event.text
-                    cached.setdefault(event.choice, event.cached_tokens)
+                    if event.cached_tokens != port.UNKNOWN:
+                        cached.setdefault(event.choice, event.cached_tokens)
                     events_seen += 1
                     if events_seen == abort_after:
                         await self.engine.abort(job.engine_request_id)
@@ -83,6 +97,7 @@ class Probe:
                 case port.Finished():
                     finish[event.choice] = event.finish_reason
                     surplus += event.surplus_tokens
+                    disputed += event.doubt.total
                 case port.Ended():
                     ended = True
         output = sum(map(len, ids))
@@ -91,6 +106,7 @@ class Probe:
             "prompt": len(job.prompt.token_ids),
             "output": output,
             "surplus": surplus,
+            "disputed": disputed,
             "cached": [cached.get(choice, 0) for choice in range(job.choices)],
             "finish": finish,
             "ids": ids,
@@ -212,14 +228,17 @@ class Probe:
         self.flowing.clear()
         running = [asyncio.create_task(victim()) for _ in range(5)]
         await self.flowing.wait()
-        (core,) = psutil.Process().children()
-        core.send_signal(signal.SIGKILL)
-        await asyncio.wait_for(self.engine.wait_lost(), 30)
+        if self.server is None:
+            (core,) = psutil.Process().children()
+            core.send_signal(signal.SIGKILL)
+            await asyncio.wait_for(self.engine.wait_lost(), 30)
+        else:
+            psutil.Process(self.server[1]).send_signal(signal.SIGKILL)
         results = await asyncio.wait_for(asyncio.gather(*running), 30)
         try:
             await self.run(await self.job("after"))
             after = "taken"
-        except port.EngineLost:
+        except (port.EngineLost, errors.Unavailable):
             after = "lost"
         await self.engine.stop()
         return {"running": results, "after": after, "left": len(psutil.Process().children())}
@@ -251,7 +270,8 @@ async def _stop(probe: Probe) -> None:
 
 def main() -> None:
     mode, home = sys.argv[1], Path(sys.argv[2])
-    probe = Probe(home)
+    server = (sys.argv[3], int(sys.argv[4])) if len(sys.argv) > 3 else None
+    probe = Probe(home, server)
     asyncio.run({"situations": _situations, "serve": _serve, "stop": _stop}[mode](probe))
 
 

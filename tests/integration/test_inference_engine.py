@@ -3,44 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from tests.integration.engine_conformance import (
+    Conformance,
+    lines_of,
+    situations,
+    start_probe,
+)
 
 from inference import tinymodel
-from tollbook.usage.v1 import usage_pb2 as usage
 
 pytestmark = [pytest.mark.integration, pytest.mark.engine, pytest.mark.timeout(600)]
-
-ROOT = Path(__file__).resolve().parents[2]
-END_OF_TEXT_ID = 2
-
-
-def _start(mode: str, home: Path) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'services'}:{ROOT / 'gen'}"}
-    return subprocess.Popen(
-        [
-            sys.executable,
-            str(Path(__file__).with_name("inference_engine_probe.py")),
-            mode,
-            str(home),
-        ],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=environment,
-    )
-
-
-def _lines(process: subprocess.Popen[str]) -> list[dict[str, Any]]:
-    assert process.stdout is not None
-    # Libraries print there too.
-    return [json.loads(line) for line in process.stdout if line.startswith("{")]
 
 
 @pytest.fixture(scope="module")
@@ -52,123 +30,11 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def seen(home: Path) -> dict[str, Any]:
-    process = _start("situations", home)
-    found = {line["situation"]: line["result"] for line in _lines(process)}
-    assert process.wait(60) == 0
-    return found
+    return situations(home)
 
 
-def test_warm_up_is_counted(seen: dict[str, Any]) -> None:
-    assert seen["warm_up"] == {"tokens": 4, "residual": 0}
-
-
-@pytest.mark.parametrize(
-    "situation",
-    [
-        "length",
-        "again",
-        "adapter",
-        "fresh_prompt",
-        "cached_prompt",
-        "other_tenant",
-        "choices",
-        "stop_string",
-        "structured",
-        "to_the_context",
-        "abort_choices",
-        "slow_reader",
-        "slow_abort",
-        "many",
-    ],
-)
-def test_what_is_handed_out_is_what_the_engine_counted(
-    seen: dict[str, Any], situation: str
-) -> None:
-    assert seen[situation]["output"] > 0
-    assert seen[situation]["residual"] == 0
-
-
-def test_greedy_is_repeatable_and_the_adapter_answers_otherwise(seen: dict[str, Any]) -> None:
-    assert seen["length"]["finish"] == [usage.FINISH_REASON_LENGTH]
-    assert seen["length"]["output"] == 32
-    assert seen["length"]["ids"] == seen["again"]["ids"]
-    assert seen["length"]["ids"] != seen["adapter"]["ids"]
-
-
-def test_a_cached_prefix_is_reported_in_blocks_to_its_own_tenant_only(
-    seen: dict[str, Any],
-) -> None:
-    (cached,) = seen["cached_prompt"]["cached"]
-    assert seen["fresh_prompt"]["cached"] == [0]
-    assert cached == seen["cached_prompt"]["prompt"] // 32 * 32 > 0
-    assert seen["other_tenant"]["cached"] == [0]
-
-
-def test_of_several_choices_the_first_tells_what_was_cached(seen: dict[str, Any]) -> None:
-    # Its siblings find the blocks that it wrote itself.
-    assert seen["choices"]["cached"][0] == 0
-    assert seen["choices"]["output"] == 3 * 32
-    assert len({tuple(ids) for ids in seen["choices"]["ids"]}) == 3
-
-
-def test_a_stop_string_is_billed_through_its_match(seen: dict[str, Any]) -> None:
-    stopped, whole = seen["stop_string"], seen["length"]
-    assert stopped["finish"] == [usage.FINISH_REASON_STOP]
-    assert stopped["ids"][0] == whole["ids"][0][: stopped["output"]]
-    assert len(stopped["text"][0]) < len(whole["text"][0])
-
-
-def test_structured_output_is_ordinary_tokens(seen: dict[str, Any]) -> None:
-    (text,) = seen["structured"]["text"]
-    assert json.loads(text) in ("toll", "bridge", "lane")
-    assert seen["structured"]["finish"] == [usage.FINISH_REASON_STOP]
-
-
-def test_an_abort_at_every_chunk_hands_out_all_that_was_counted(seen: dict[str, Any]) -> None:
-    assert len(seen["aborts"]) == 20
-    for result in seen["aborts"]:
-        assert result["residual"] == 0
-        assert result["finish"] == [usage.FINISH_REASON_ABORT]
-        assert result["ended"]
-        assert result["output"] < 2000
-    assert set(seen["abort_choices"]["finish"]) == {usage.FINISH_REASON_ABORT}
-
-
-def test_a_slow_reader_loses_nothing(seen: dict[str, Any]) -> None:
-    assert seen["slow_reader"]["output"] == 400
-    # Five outputs were read; the engine had gone on, and all of it is handed out.
-    assert seen["slow_abort"]["output"] > 5
-
-
-def test_a_crowd_of_long_seeded_prompts_harms_nobody(seen: dict[str, Any]) -> None:
-    assert seen["seeded_crowd"]["prompt"] > 8_192
-    assert seen["seeded_crowd"]["output"] == 24 * 8
-    assert seen["seeded_crowd"]["residual"] == 0
-
-
-def test_the_end_of_text_counts_one(seen: dict[str, Any]) -> None:
-    assert seen["end_of_text"], "no seed of twelve reached the end of text"
-    for result in seen["end_of_text"]:
-        assert result["ids"][0][-1] == END_OF_TEXT_ID
-        assert result["residual"] == 0
-
-
-def test_what_is_refused_generates_nothing_and_harms_nobody(seen: dict[str, Any]) -> None:
-    assert seen["refusals"] == {
-        "over_length": "InvalidArgument",
-        "over_length_chat": "InvalidArgument",
-        "unknown_id": "InvalidArgument",
-        "missing_adapter": "InvalidArgument",
-        "unloaded_adapter": "NotFound",
-        "bad_sampling": "InvalidArgument",
-        "generated": 0,
-    }
-    assert seen["removed_adapter"] == "NotFound"
-    assert seen["many"]["output"] == 120 * 40
-
-
-def test_a_dead_core_is_noticed_by_all(seen: dict[str, Any]) -> None:
-    assert seen["core_killed"] == {"running": ["lost"] * 5, "after": "lost", "left": 0}
+class TestTheEngineInside(Conformance):
+    """vLLM in this process."""
 
 
 def _gone(pid: int, within_s: float) -> bool:
@@ -182,7 +48,7 @@ def _gone(pid: int, within_s: float) -> bool:
 
 @pytest.mark.chaos
 def test_the_core_dies_with_its_parent(home: Path) -> None:
-    process = _start("serve", home)
+    process = start_probe("serve", home)
     assert process.stdout is not None
     said = next(json.loads(line) for line in process.stdout if line.startswith("{"))
     (core,) = said["core"]
@@ -193,6 +59,6 @@ def test_the_core_dies_with_its_parent(home: Path) -> None:
 
 
 def test_a_stop_leaves_no_process_also_when_the_core_does_not_answer(home: Path) -> None:
-    process = _start("stop", home)
-    assert _lines(process) == [{"left": 0}]
+    process = start_probe("stop", home)
+    assert lines_of(process) == [{"left": 0}]
     assert process.wait(60) == 0

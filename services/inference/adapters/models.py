@@ -123,14 +123,19 @@ def adapters_of(base_name: str, directory: Path | None) -> list[Adapter]:
     return sorted(found.values(), key=lambda adapter: adapter.name)
 
 
-def discover(model: Path, base_name: str, adapters: Path | None) -> dict[str, Served]:
-    """All served names. Reads every byte of the weights once. Errors: ModelUnusable."""
+def discover(
+    model: Path, base_name: str, adapters: Path | None, elsewhere: bool = False
+) -> dict[str, Served]:
+    """All served names. Reads every byte of the weights once. Errors: ModelUnusable.
+
+    `elsewhere`: the weights are another server's; what is not here has no digest.
+    """
     _read_json(model / "config.json")
-    weights = _files(model, _WEIGHTS)
-    if not weights:
+    weights = [] if elsewhere else _files(model, _WEIGHTS)
+    if not weights and not elsewhere:
         raise ModelUnusable(f"{model} holds no weights (*.safetensors)")
     base = usage.Provenance(
-        model_digest=_digest([model / "config.json", *weights]),
+        model_digest=b"" if elsewhere else _digest([model / "config.json", *weights]),
         tokenizer_digest=_digest(_files(model, _TOKENIZER)),
         template_digest=_template_digest(model),
     )

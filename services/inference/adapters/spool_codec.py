@@ -23,6 +23,7 @@ MAX_PAYLOAD_BYTES: Final = 64 * 1024 * 1024
 FRAME_BYTES: Final = 8
 
 _U32: Final = struct.Struct("<I")
+_U32_MAX: Final = 0xFFFF_FFFF
 _U64: Final = struct.Struct("<Q")
 _I64: Final = struct.Struct("<q")
 _FRAME: Final = struct.Struct("<II")
@@ -196,6 +197,11 @@ def _read_count(reader: _Reader) -> records.EngineCount:
     return records.EngineCount(engine_id, generation, prompt, waste, reader.flag())
 
 
+def _known(cached_tokens: int) -> int:
+    """A figure that the engine had not given stands there as the largest number."""
+    return -1 if cached_tokens == _U32_MAX else cached_tokens
+
+
 def _progress(record: records.Progress) -> bytes:
     """A Progress payload in one go: there is one for each step of each request."""
     text = record.text.encode("utf-8", "surrogatepass")
@@ -206,7 +212,7 @@ def _progress(record: records.Progress) -> bytes:
         record.choice,
         record.total_tokens,
         record.delivered_tokens,
-        record.cached_tokens,
+        record.cached_tokens & _U32_MAX,
         record.at_us,
         count,
     ) + struct.pack(f"<{count}II{len(text)}s", *record.token_ids, len(text), text)
@@ -305,7 +311,7 @@ def decode_payload(payload: memoryview) -> Record:
                 choice=reader.u32(),
                 total_tokens=reader.u32(),
                 delivered_tokens=reader.u32(),
-                cached_tokens=reader.u32(),
+                cached_tokens=_known(reader.u32()),
                 at_us=reader.u64(),
                 token_ids=reader.ids(),
                 text=reader.text(),

@@ -26,7 +26,7 @@ from inference.app.credit import Credit, Request
 from inference.app.gate import Gate
 from inference.app.streams import Streams
 from inference.domain import records
-from inference.domain.counting import Tally
+from inference.domain.counting import Tally, output_tokens_of
 from inference.domain.event import complete, summary_of
 from inference.domain.fairness import Ticket
 from inference.domain.outcome import End
@@ -378,7 +378,8 @@ class Generation:
                         self._take(event)
                     case port.Finished():
                         self.tally.finish(event.choice, event.finish_reason)
-                        self._world.books.discard(usage.WASTE_KIND_AFTER_STOP, event.surplus_tokens)
+                        self.tally.doubt(event.choice, event.doubt)
+                        self._world.books.discard(event.surplus_kind, event.surplus_tokens)
                     case port.Admitted():
                         self._in_engine = True
                         if self._stop is not None:
@@ -465,6 +466,7 @@ class Generation:
         log_name = usage_log(outbound.partition)
         # From here on its tokens are settled and no longer in flight, in one step.
         self.phase = Phase.SETTLING
+        world.books.discard(usage.WASTE_KIND_UNPROVEN, self.tally.doubted_output_tokens)
         world.spool.append(
             records.Settled(
                 serial=self._serial,
@@ -472,7 +474,7 @@ class Generation:
                 request_id=order.request_id,
                 body_digest=order.body_digest,
                 engine_id=world.engine_id,
-                output_tokens=self.tally.output_tokens,
+                output_tokens=output_tokens_of(event.quantities),
                 event=data,
                 log=log_name,
                 results=self._results(),

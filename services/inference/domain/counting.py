@@ -12,8 +12,14 @@ from __future__ import annotations
 import hashlib
 from array import array
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Final
 
+from inference.domain.claims import NO_DOUBT, Doubt
 from tollbook.usage.v1 import usage_pb2 as usage
+
+UNKNOWN: Final = -1
+"""A figure that the engine has not given yet."""
 
 # 4 bytes a token, also where a machine's C int is wider.
 _ID_CODE = next(code for code in "ILH" if array(code).itemsize == 4)
@@ -37,13 +43,14 @@ class Tally:
     tokens, an id beyond 32 bits, more delivered than generated.
     """
 
-    __slots__ = ("_cached_known", "cached_tokens", "choices", "prompt_tokens")
+    __slots__ = ("_cached_known", "_doubts", "cached_tokens", "choices", "prompt_tokens")
 
     def __init__(self, prompt_tokens: int, choices: int) -> None:
         if prompt_tokens < 0 or choices < 1:
             raise ValueError(f"prompt of {prompt_tokens} tokens, {choices} choices")
         self.prompt_tokens = prompt_tokens
         self.cached_tokens = 0
+        self._doubts = [NO_DOUBT] * choices
         self._cached_known = False
         self.choices = tuple(ChoiceTally() for _ in range(choices))
 
@@ -57,8 +64,11 @@ class Tally:
         return len(ids)
 
     def note_cached(self, choice: int, cached_tokens: int) -> None:
-        """Take the cache's figure, from the choice scheduled first and once only."""
-        if choice != 0 or self._cached_known:
+        """Take the cache's figure, from the choice scheduled first and once only.
+
+        UNKNOWN: the engine has not said yet.
+        """
+        if choice != 0 or self._cached_known or cached_tokens == UNKNOWN:
             return
         if not 0 <= cached_tokens <= self.prompt_tokens:
             raise ValueError(f"{cached_tokens} tokens cached of a prompt of {self.prompt_tokens}")
@@ -68,6 +78,19 @@ class Tally:
     def finish(self, choice: int, finish_reason: int) -> None:
         """A choice ended."""
         self.choices[choice].finish_reason = finish_reason
+
+    def doubt(self, choice: int, doubt: Doubt) -> None:
+        """Some of a choice is in doubt; the prompt is counted, and doubted, with the first."""
+        if not 0 <= doubt.output_tokens <= len(self.choices[choice].token_ids):
+            raise ValueError(f"{doubt} of {len(self.choices[choice].token_ids)} tokens")
+        if not 0 <= doubt.prompt_tokens <= self.prompt_tokens or doubt.beyond_tokens < 0:
+            raise ValueError(f"{doubt} of a prompt of {self.prompt_tokens}")
+        self._doubts[choice] = doubt if choice == 0 else replace(doubt, prompt_tokens=0)
+
+    @property
+    def doubted_output_tokens(self) -> int:
+        """Of the output, what is not billed until somebody has looked."""
+        return sum(doubt.output_tokens for doubt in self._doubts)
 
     def hand_over(self, choice: int, tokens: int) -> None:
         """The caller was given this choice's first `tokens` tokens; never goes back."""
@@ -88,17 +111,16 @@ class Tally:
 
     def quantities(self) -> list[usage.Quantity]:
         """The leaves, disjoint, none of them empty."""
+        cached = self.cached_tokens
+        plain = self.prompt_tokens - cached - self._doubts[0].prompt_tokens
+        output = self.output_tokens - self.doubted_output_tokens
+        undelivered = min(self.undelivered_tokens, output)
         leaves = (
-            (usage.DIRECTION_IN, usage.CACHE_USE_NONE, self.prompt_tokens - self.cached_tokens, 0),
-            (usage.DIRECTION_IN, usage.CACHE_USE_READ, self.cached_tokens, 0),
-            (
-                usage.DIRECTION_OUT,
-                usage.CACHE_USE_NONE,
-                self.output_tokens,
-                self.undelivered_tokens,
-            ),
+            (usage.DIRECTION_IN, usage.CACHE_USE_NONE, plain, 0),
+            (usage.DIRECTION_IN, usage.CACHE_USE_READ, cached, 0),
+            (usage.DIRECTION_OUT, usage.CACHE_USE_NONE, output, undelivered),
         )
-        return [
+        counted = [
             usage.Quantity(
                 unit=usage.UNIT_TOKEN,
                 direction=direction,
@@ -111,6 +133,9 @@ class Tally:
             for direction, cache_use, amount, undelivered in leaves
             if amount > 0
         ]
+        doubted = sum(doubt.total for doubt in self._doubts)
+        disputed = usage.Quantity(unit=usage.UNIT_DISPUTED_TOKEN, amount=doubted)
+        return [*counted, disputed] if doubted else counted
 
     def output_digest(self) -> bytes:
         """SHA-256 of all ids, 4 bytes little-endian each; empty when there are none."""

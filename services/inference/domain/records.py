@@ -42,7 +42,8 @@ class Progress:
 
     `total_tokens` is the choice's count with these: a check, and what makes the
     record readable alone. `delivered_tokens`: how many the caller had been
-    handed when this was written. `cached_tokens`: the engine's cache figure.
+    handed when this was written. `cached_tokens`: the engine's cache figure, or -1 while it has
+    not given any.
     """
 
     serial: int

@@ -16,10 +16,9 @@ import structlog
 
 from inference.adapters import models
 from inference.adapters.spool import Spool, SpoolUnusable, limits_for
-from inference.adapters.vllm_engine import VllmEngine
-from inference.adapters.vllm_start import VllmOptions
 from inference.app import recovery
 from inference.app.streams import Streams
+from inference.entrypoints import engines
 from inference.entrypoints.serving import Service
 from inference.settings import ServerSettings
 from kernel import errors, telemetry
@@ -37,17 +36,11 @@ def main() -> int:
     boot = f"{settings.producer}/{new_id('boot').removeprefix('boot-')}"
     try:
         asyncio.run(_settle_leftovers(settings, boot))
-        served = models.discover(settings.model, settings.served_name, settings.adapters)
+        elsewhere = bool(settings.engine_url)
+        served = models.discover(settings.model, settings.served_name, settings.adapters, elsewhere)
         adapters = models.adapters_of(settings.served_name, settings.adapters)
         # It forks: before any loop, any thread, and before gRPC is touched.
-        engine = VllmEngine(
-            VllmOptions(
-                model=settings.model,
-                threads=settings.engine_threads,
-                kv_cache_gib=settings.kv_cache_gib,
-                max_running=settings.engine_requests,
-            )
-        )
+        engine = engines.make(settings)
         # Not before: an exporter has a thread and a gRPC channel of its own.
         telemetry.configure_tracing("inference")
         telemetry.configure_metrics("inference")

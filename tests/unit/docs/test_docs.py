@@ -156,7 +156,12 @@ def test_reasons_that_callers_are_told_of_are_the_services_own() -> None:
     assert said
     assert said <= known
     # Of the services' other reasons none reaches a caller of inference.
-    assert known - said <= {"ADAPTER_EXISTS", "ADDRESS_IN_USE", "BAD_ADAPTER"}
+    assert known - said <= {
+        "ADAPTER_EXISTS",
+        "ADDRESS_IN_USE",
+        "BAD_ADAPTER",
+        "UNKNOWN_CONTEXT",
+    }
 
 
 def root_of(log: Path, *size: str) -> tuple[int, str]:

@@ -9,7 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from inference.domain.counting import Tally, input_tokens_of, output_digest, output_tokens_of
+from inference.domain.counting import (
+    UNKNOWN,
+    Tally,
+    input_tokens_of,
+    output_digest,
+    output_tokens_of,
+)
 from inference.domain.event import body_digest, complete, summary_of
 from inference.domain.outcome import End, finish_reason_of, outcome_of
 from kernel.clock import timestamp_of
@@ -69,12 +75,13 @@ def test_cached_figure_is_the_first_scheduled_choices_and_is_taken_once() -> Non
     tally = Tally(100, 3)
     tally.note_cached(2, 64)
     assert tally.cached_tokens == 0
+    tally.note_cached(0, UNKNOWN)
     tally.note_cached(0, 32)
     tally.note_cached(0, 96)
     assert tally.cached_tokens == 32
 
 
-@pytest.mark.parametrize("cached", [-1, 101])
+@pytest.mark.parametrize("cached", [-2, 101])
 def test_more_cached_than_prompt_is_refused(cached: int) -> None:
     with pytest.raises(ValueError, match="cached"):
         Tally(100, 1).note_cached(0, cached)

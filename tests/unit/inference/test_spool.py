@@ -129,7 +129,7 @@ RECORDS = st.one_of(
         choice=ID,
         total_tokens=ID,
         delivered_tokens=ID,
-        cached_tokens=ID,
+        cached_tokens=st.integers(-1, 2**32 - 2),
         at_us=COUNTS,
         token_ids=st.lists(ID, max_size=9),
         text=TEXT,

@@ -91,6 +91,24 @@ def test_usage_without_a_price_waits_and_is_charged_when_a_card_prices_it() -> N
     assert not state.projection.suspense
 
 
+def test_tokens_in_doubt_wait_until_a_card_says_what_they_cost() -> None:
+    """An engine's lie about its usage: what is sure is charged, the rest is nobody's yet."""
+    state = opened()
+    record = usage.UsageRecord.FromString(leaves.decode(make.event(0, output=10)).value)
+    event = usage.UsageEvent.FromString(record.usage_event)
+    event.quantities.add(unit=usage.UNIT_DISPUTED_TOKEN, amount=7)
+    record.usage_event = event.SerializeToString()
+    before = state.available()
+    state.usage(0, 3, make.entry(record.SerializeToString(), 0))
+    assert before - state.available() == 10 * 600_000
+    assert len(state.projection.suspense) == 1
+    # The operator looked: they are not charged.
+    waived = make.CARD.replace("card: standard", "card: disputes").split("lines:")[0]
+    state.control(make.card(3, f"{waived}lines:\n  - {{id: d, unit: disputed_token, price: 0}}\n"))
+    assert not state.projection.suspense
+    assert before - state.available() == 10 * 600_000
+
+
 def test_an_adapter_without_a_line_pays_its_base_models_price() -> None:
     state = opened()
     state.usage(0, 3, make.event(0, model="tiny-support", base_model="tiny", output=10))

@@ -1,0 +1,375 @@
+"""The backend for any OpenAI-compatible server: vLLM, SGLang, LMDeploy, another of ours.
+
+Owns the connection: what is sent, what its errors mean, how it ends. The prompt is
+rendered here and sent as ids. Each choice is a request of its own, read by a task of its
+own, so that what the server has given is counted however slowly it is consumed; memory is
+bounded by the answers asked for. An abort closes the connection, which is how such a
+server is told; what had come by then is handed out.
+
+The server is not ours: it may die and come back, and is not restarted from here. Requests
+in it are then over (EngineLost), later ones are refused until it answers again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import httpx
+import structlog
+
+from inference import engine as port
+from inference.adapters.upstream import shapes
+from inference.adapters.upstream.choice import Choice
+from inference.adapters.upstream.words import Words
+from kernel import errors
+from tollbook.inference.v1 import inference_pb2 as inference
+
+log = structlog.get_logger()
+
+# As beside vLLM embedded: a first prompt of a few tokens can crash some CPUs.
+WARM_UP_PROMPT_TOKENS: Final = 64
+WARM_UP_OUTPUT_TOKENS: Final = 4
+_CONNECT_S: Final = 5.0
+_POLL_S: Final = 0.5
+_MAX_ERROR_BYTES: Final = 65_536
+_BUSY: Final = frozenset({408, 409, 425, 429, 503})
+_KEY_REFUSED: Final = frozenset({401, 403})
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamOptions:
+    """Where the server is and what it is asked for.
+
+    `url` ends before `/v1`. `model` is the base model's name there; an adapter is asked for
+    by its own. `tokenizer`: directory of the model's tokenizer files. `silence_ms`: a server
+    that says nothing for so long has failed. `start_ms`: how long it is waited for at start.
+    """
+
+    url: str
+    model: str
+    base_name: str
+    tokenizer: Path
+    key: str = ""
+    max_running: int = 64
+    silence_ms: int = 120_000
+    start_ms: int = 60_000
+
+
+_Item = port.Event | Exception | None
+
+
+@dataclass
+class _Run:
+    """One job in the server. `items` is bounded by the tokens asked for."""
+
+    items: asyncio.Queue[_Item] = field(default_factory=asyncio.Queue)
+    readers: list[asyncio.Task[None]] = field(default_factory=list)
+    admitted: bool = False
+    aborted: bool = False
+
+    def abort(self) -> None:
+        """Close what is read; each reader ends with what it has."""
+        self.aborted = True
+        if self.admitted:
+            for reader in self.readers:
+                reader.cancel()
+
+
+class UpstreamEngine:
+    """See the module. Construct it anywhere; it opens nothing before start()."""
+
+    def __init__(self, options: UpstreamOptions) -> None:
+        """Errors: models.ModelUnusable, for a tokenizer that cannot be read."""
+        self._options = options
+        self._words = Words(options.tokenizer)
+        self._client: httpx.AsyncClient | None = None
+        self._dialect = shapes.Dialect.RICH
+        self._context_tokens = 0
+        self._running: dict[str, _Run] = {}
+        self._generation_tokens = 0
+        self._prompt_tokens = 0
+
+    @property
+    def _http(self) -> httpx.AsyncClient:
+        if self._client is None:
+            options = self._options
+            self._client = httpx.AsyncClient(
+                base_url=options.url.rstrip("/").removesuffix("/v1"),
+                headers={"authorization": f"Bearer {options.key}"} if options.key else {},
+                timeout=httpx.Timeout(options.silence_ms / 1000, connect=_CONNECT_S),
+                limits=httpx.Limits(max_connections=2 * options.max_running + 16),
+                # No proxy of the environment: prompts go to the server that was named.
+                trust_env=False,
+            )
+        return self._client
+
+    async def start(self) -> int:
+        """Wait for the server, learn what it understands, and warm it up.
+
+        Errors: Unavailable (no answer in time), FailedPrecondition (not the model).
+        """
+        await self._learn_model()
+        try:
+            return await self._warm_up()
+        except errors.InvalidArgument as error:
+            if self._dialect is shapes.Dialect.PLAIN:
+                raise
+            log.warning("the server knows OpenAI's fields alone", error=error.message)
+            self._dialect = shapes.Dialect.PLAIN
+            return await self._warm_up()
+
+    async def _models(self) -> dict[str, Any]:
+        """What the server has, by name, once it answers."""
+        loop = asyncio.get_running_loop()
+        deadline_s = loop.time() + self._options.start_ms / 1000
+        while True:
+            try:
+                answer = await self._http.get("/v1/models")
+                answer.raise_for_status()
+                return {item["id"]: item for item in answer.json()["data"]}
+            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
+                if loop.time() >= deadline_s:
+                    raise errors.Unavailable(
+                        f"the engine's server at {self._options.url} does not answer"
+                        f" /v1/models: {error!r}",
+                        reason="ENGINE_AWAY",
+                    ) from error
+            await asyncio.sleep(_POLL_S)
+
+    async def _learn_model(self) -> None:
+        models = await self._models()
+        model = models.get(self._options.model)
+        if model is None:
+            raise errors.FailedPrecondition(
+                f"the server at {self._options.url} has no model {self._options.model!r}; it has"
+                f" {', '.join(sorted(models))[:500]}: set TOLLBOOK_ENGINE_MODEL",
+                reason="UNKNOWN_MODEL",
+            )
+        config = json.loads((self._options.tokenizer / "config.json").read_text(encoding="utf-8"))
+        known = [model.get("max_model_len"), config.get("max_position_embeddings")]
+        sizes = [size for size in known if type(size) is int and size > 0]
+        if not sizes:
+            raise errors.FailedPrecondition(
+                "neither the server nor config.json says how long the model's context is"
+                " (max_model_len, max_position_embeddings)",
+                reason="UNKNOWN_CONTEXT",
+            )
+        self._context_tokens = min(sizes)
+
+    async def _warm_up(self) -> int:
+        target = port.Target(self._options.base_name, self._options.base_name, "")
+        job = port.Job(
+            engine_request_id="warm-up",
+            target=target,
+            prompt=port.Prompt([0] * WARM_UP_PROMPT_TOKENS, "warm-up"),
+            sampling=inference.SamplingParams(),
+            choices=1,
+            max_tokens=WARM_UP_OUTPUT_TOKENS,
+            trace_headers={},
+        )
+        tokens = 0
+        async for event in self.generate(job):
+            if isinstance(event, port.Tokens):
+                tokens += len(event.token_ids)
+            elif isinstance(event, port.Finished):
+                tokens += event.surplus_tokens
+        return tokens
+
+    async def stop(self) -> None:
+        """Close all connections; the server goes on without us."""
+        for run in tuple(self._running.values()):
+            run.abort()
+        if self._client is not None:
+            await self._client.aclose()
+        self._words.close()
+
+    def capabilities(self) -> port.Capabilities:
+        """See engine.Engine.capabilities."""
+        return port.Capabilities(self._context_tokens, adapters=True)
+
+    def counters(self) -> port.Counters:
+        """What the server said that it generated, and where it said nothing, what it gave."""
+        return port.Counters(self._generation_tokens, self._prompt_tokens)
+
+    async def render(self, spec: inference.GenerationSpec, cache_salt: str) -> port.Prompt:
+        """See engine.Engine.render."""
+        return port.Prompt(await self._words.render(spec, self._context_tokens), cache_salt)
+
+    def _model_of(self, target: port.Target) -> str:
+        return target.adapter or self._options.model
+
+    async def generate(self, job: port.Job) -> AsyncIterator[port.Event]:
+        """See engine.Engine.generate. Errors besides: Unavailable (nothing was generated)."""
+        if job.engine_request_id in self._running:
+            raise AssertionError(f"engine request id {job.engine_request_id!r} is in use")
+        bodies = self._bodies_of(job)
+        run = self._running[job.engine_request_id] = _Run()
+        opened = [asyncio.get_running_loop().create_future() for _ in bodies]
+        try:
+            for choice, body in enumerate(bodies):
+                reader = self._read(run, job, choice, body, opened[choice])
+                run.readers.append(asyncio.create_task(reader, name="upstream"))
+                if not choice:
+                    # It must be scheduled first: its siblings find the blocks that it wrote.
+                    await opened[0]
+            # One that is refused ends all: nothing of them was given to anybody.
+            await asyncio.gather(*opened)
+            self._prompt_tokens += len(job.prompt.token_ids)
+            run.admitted = True
+            if run.aborted:
+                run.abort()
+            yield port.Admitted()
+            failure: Exception | None = None
+            left = job.choices
+            while left:
+                item = await run.items.get()
+                if item is None:
+                    left -= 1
+                elif isinstance(item, Exception):
+                    # What its siblings have given counts all the same.
+                    failure = failure or item
+                    run.abort()
+                else:
+                    yield item
+            if failure is not None:
+                raise failure
+            yield port.Ended()
+        finally:
+            self._running.pop(job.engine_request_id, None)
+            for task in (*run.readers, *opened):
+                task.cancel()
+            await asyncio.gather(*run.readers, *opened, return_exceptions=True)
+
+    def _bodies_of(self, job: port.Job) -> list[dict[str, Any]]:
+        try:
+            return [
+                shapes.body_of(job, self._model_of(job.target), choice, self._dialect)
+                for choice in range(job.choices)
+            ]
+        except ValueError as error:
+            raise errors.InvalidArgument(
+                f"the JSON schema is no JSON: {error}", reason="INVALID_SAMPLING"
+            ) from error
+
+    async def _read(
+        self,
+        run: _Run,
+        job: port.Job,
+        index: int,
+        body: dict[str, Any],
+        opened: asyncio.Future[None],
+    ) -> None:
+        """One choice, from its request to its end; then None."""
+        choice = Choice(job, index, self._words)
+        aborted = False
+        try:
+            async with self._http.stream(
+                "POST", "/v1/completions", json=body, headers=dict(job.trace_headers)
+            ) as answer:
+                if answer.status_code != httpx.codes.OK:
+                    raise await _refusal_of(answer)
+                opened.set_result(None)
+                async for tokens in choice.tokens(answer.aiter_bytes()):
+                    self._generation_tokens += len(tokens.token_ids)
+                    run.items.put_nowait(tokens)
+        except asyncio.CancelledError:
+            if not run.admitted:
+                raise
+            aborted = True
+        except Exception as error:
+            failure = self._failure_of(error)
+            if opened.done():
+                log.error("an answer broke", request=job.engine_request_id, error=str(failure))
+                run.items.put_nowait(failure)
+                run.items.put_nowait(None)
+                return
+            opened.set_exception(
+                failure
+                if isinstance(failure, errors.TollbookError)
+                else errors.Unavailable(
+                    f"the engine does not answer: {failure}",
+                    reason="ENGINE_AWAY",
+                    retry_after_ms=2_000,
+                )
+            )
+            return
+        cached, finished = choice.finish(aborted)
+        self._generation_tokens += finished.surplus_tokens
+        if cached is not None:
+            run.items.put_nowait(cached)
+        run.items.put_nowait(finished)
+        run.items.put_nowait(None)
+
+    def _failure_of(self, error: Exception) -> Exception:
+        """What an error means to the request that met it."""
+        if isinstance(error, httpx.ReadTimeout):
+            return port.EngineFailed(f"the server said nothing for {self._options.silence_ms} ms")
+        if isinstance(error, httpx.HTTPError):
+            return port.EngineLost(f"the connection to the server broke: {error!r}")
+        if isinstance(error, port.EngineFailed | errors.TollbookError):
+            return error
+        log.error("an answer could not be read", exc_info=error)
+        return port.EngineFailed(f"the answer could not be read: {error!r}")
+
+    async def abort(self, engine_request_id: str) -> None:
+        """See engine.Engine.abort."""
+        run = self._running.get(engine_request_id)
+        if run is not None:
+            run.abort()
+
+    async def add_adapter(self, name: str, path: str) -> None:
+        """Have the server load an adapter, by the path as the server sees it."""
+        await self._adapter("load", name, {"lora_name": name, "lora_path": path})
+
+    async def remove_adapter(self, name: str) -> None:
+        """See engine.Engine.remove_adapter."""
+        await self._adapter("unload", name, {"lora_name": name})
+
+    async def _adapter(self, verb: str, name: str, body: dict[str, str]) -> None:
+        try:
+            answer = await self._http.post(f"/v1/{verb}_lora_adapter", json=body)
+        except httpx.HTTPError as error:
+            raise errors.Unavailable(
+                f"the engine does not answer: {error!r}", reason="ENGINE_AWAY"
+            ) from error
+        if answer.status_code != httpx.codes.OK:
+            if verb == "unload":
+                raise errors.NotFound(f"adapter {name!r} is not loaded", reason="UNKNOWN_MODEL")
+            raise errors.InvalidArgument(
+                f"the server does not load adapter {name!r}: {answer.status_code}"
+                f" {answer.text[:300]}",
+                reason="BAD_ADAPTER",
+            )
+
+    async def wait_lost(self) -> None:
+        """Never returns: a server that is away is waited for, request by request."""
+        await asyncio.Event().wait()
+
+
+async def _refusal_of(answer: httpx.Response) -> errors.TollbookError:
+    """What a status other than 200 means; nothing was generated."""
+    data = bytearray()
+    with contextlib.suppress(httpx.HTTPError):
+        async for piece in answer.aiter_bytes():
+            data += piece
+            if len(data) > _MAX_ERROR_BYTES:
+                break
+    said = " ".join(data[:400].decode("utf-8", "replace").split())
+    status = answer.status_code
+    if status in _KEY_REFUSED:
+        log.error("the engine's server refuses our key: set TOLLBOOK_ENGINE_KEY", said=said)
+    if status in _BUSY or status in _KEY_REFUSED or status >= 500:
+        return errors.Unavailable(
+            f"the engine's server answers {status}", reason="ENGINE_BUSY", retry_after_ms=2_000
+        )
+    if status == httpx.codes.NOT_FOUND:
+        return errors.NotFound("the engine's server has no such model", reason="UNKNOWN_MODEL")
+    return errors.InvalidArgument(
+        f"the engine refuses the request: {said}", reason="REFUSED_BY_ENGINE"
+    )

@@ -1,0 +1,133 @@
+"""Stands before a real OpenAI server and spoils its answers, one way at a time.
+
+For what no honest server can be made to do; with no lie set, every byte passes as it came.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response, StreamingResponse
+from starlette.routing import Route
+from tests.integration.inference_service import free_port
+
+from kernel import web
+
+# Fields that OpenAI's own API has not, and a server like it refuses.
+_EXTRAS = ("return_token_ids", "cache_salt", "ignore_eos", "top_k")
+
+
+class LyingServer:
+    """`lie` is what the next answers are spoiled by; empty: nothing."""
+
+    def __init__(self, real: str) -> None:
+        self._client = httpx.AsyncClient(base_url=real, timeout=60, trust_env=False)
+        self.address = f"127.0.0.1:{free_port()}"
+        self.url = f"http://{self.address}"
+        self.lie = ""
+        self.asked = 0
+        self.app = Starlette(
+            routes=[
+                Route("/v1/models", self._models, methods=["GET"]),
+                Route("/v1/completions", self._completions, methods=["POST"]),
+            ]
+        )
+
+    async def close(self) -> None:
+        await self._client.aclose()
+
+    async def _models(self, _request: Request) -> Response:
+        answer = await self._client.get("/v1/models")
+        return Response(answer.content, answer.status_code, media_type="application/json")
+
+    async def _completions(self, request: Request) -> Response:
+        self.asked += 1
+        body = await request.json()
+        lie = self.lie
+        if lie == "busy":
+            return JSONResponse({"error": "too many"}, 503)
+        if lie == "strict" and any(name in body for name in _EXTRAS):
+            return JSONResponse({"error": {"message": "unknown field"}}, 400)
+        asking = self._client.build_request("POST", "/v1/completions", json=body)
+        answer = await self._client.send(asking, stream=True)
+        if answer.status_code != 200:
+            await answer.aread()
+            return Response(answer.content, answer.status_code, media_type="application/json")
+        return StreamingResponse(_spoiled(answer, lie), media_type="text/event-stream")
+
+
+async def _spoiled(answer: httpx.Response, lie: str) -> AsyncIterator[bytes]:
+    """The real stream, but for one lie."""
+    try:
+        seen = 0
+        async for line in answer.aiter_lines():
+            if not line.startswith("data:"):
+                continue
+            if line == "data: [DONE]":
+                if lie != "no_done":
+                    yield b"data: [DONE]\n\n"
+                return
+            chunk = json.loads(line[5:])
+            seen += bool(chunk["choices"])
+            if lie == "cut" and seen == 4:
+                return
+            if lie == "error" and seen == 4:
+                yield b'data: {"error": {"message": "out of memory"}}\n\n'
+                return
+            if lie == "garbage" and seen == 4:
+                yield b"data: <html>\n\n"
+                return
+            if lie == "silence" and seen == 4:
+                await asyncio.Event().wait()
+            spoil(chunk, lie)
+            if chunk.get("usage") is not None or chunk["choices"]:
+                yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
+    finally:
+        await answer.aclose()
+
+
+def spoil(chunk: dict[str, Any], lie: str) -> None:
+    """Change a chunk as the lie has it."""
+    usage = chunk.get("usage")
+    if lie in ("no_usage", "text_no_usage"):
+        chunk.pop("usage", None)
+    elif usage and lie == "more":
+        usage["completion_tokens"] += 7
+    elif usage and lie == "fewer":
+        usage["completion_tokens"] -= 3
+    elif usage and lie == "prompt":
+        usage["prompt_tokens"] += 5
+    elif usage and lie == "cached":
+        usage["prompt_tokens_details"] = {"cached_tokens": usage["prompt_tokens"] + 2}
+    if chunk["choices"]:
+        choice = chunk["choices"][0]
+        if lie == "text" and choice["text"]:
+            choice["text"] = "nothing of the sort "
+        elif lie == "padded" and choice["finish_reason"] is None:
+            # Ids that say nothing, claimed as well: only the text tells.
+            choice["token_ids"] = [*choice["token_ids"], choice["token_ids"][-1]]
+            chunk["usage"]["completion_tokens"] *= 2
+        if lie.startswith("text_") or lie == "strict":
+            choice.pop("token_ids", None)
+            choice.pop("prompt_token_ids", None)
+
+
+@asynccontextmanager
+async def lying_server(real: str) -> AsyncIterator[LyingServer]:
+    """One that listens; ended with the block."""
+    server = LyingServer(real)
+    stopped = asyncio.Event()
+    running = asyncio.create_task(web.serve(server.app, server.address, stopped))
+    try:
+        yield server
+    finally:
+        stopped.set()
+        await running
+        await server.close()

@@ -122,10 +122,11 @@ class Counters:
 
 @dataclass(frozen=True, slots=True)
 class Capabilities:
-    """What the engine can do."""
+    """What the engine can do. `sleeps`: suspend() frees its memory, resume() brings it back."""
 
     context_tokens: int
     adapters: bool
+    sleeps: bool = False
 
 
 class Engine(Protocol):
@@ -167,6 +168,14 @@ class Engine(Protocol):
         """Unload an adapter."""
         ...
 
+    async def suspend(self) -> None:
+        """Free what it holds; nothing may be under way. Only where it sleeps."""
+        ...
+
+    async def resume(self) -> int:
+        """Bring it back, with its adapters and its counters; gives the warm-up's tokens."""
+        ...
+
     async def wait_lost(self) -> None:
-        """Return when the engine is found dead."""
+        """Return when the engine is found dead, and not merely asleep."""
         ...

@@ -36,6 +36,12 @@ class EngineSettings(ServiceSettings):
         default=64, ge=1, le=4096, description="sequences that the engine runs at once"
     )
 
+    idle_timeout_ms: int = Field(
+        default=0,
+        ge=0,
+        description="the engine inside is stopped after so long without a request; 0: never",
+    )
+
     @field_validator("adapters", mode="before")
     @classmethod
     def _none_when_empty(cls, value: object) -> object:
@@ -62,6 +68,15 @@ class ServerSettings(EngineSettings):
     credit_policy: Literal["refuse", "lease"] = Field(
         default="refuse",
         description="while pricing is away: refuse requests, or lease to accounts with credit",
+    )
+    wake_ms: int = Field(
+        default=120_000, ge=1, description="how long a request waits for a sleeping engine"
+    )
+    residency_account: str = Field(
+        default="", max_length=64, description="account that an engine's presence is charged to"
+    )
+    residency_slice_ms: int = Field(
+        default=60_000, ge=100, description="presence is metered in pieces of so long"
     )
     max_requests: int = Field(
         default=512, ge=1, le=65_536, description="requests under way at once, queued ones included"

@@ -26,7 +26,7 @@ from typing import Any, Final
 import structlog
 
 from inference import engine as port
-from inference.adapters import vllm_start
+from inference.adapters import vllm_nursery, vllm_start
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -87,7 +87,11 @@ class VllmEngine:
     def __init__(self, options: vllm_start.VllmOptions) -> None:
         """Load the model and fork the core. Takes seconds. Errors: ModelUnusable."""
         self._counter = _CounterLogger()
-        self._llm: Any = vllm_start.load(options, [lambda _config, _index: self._counter])
+        loaded = vllm_start.load(options, [lambda _config, _index: self._counter])
+        self._llm: Any = loaded.llm
+        self._again = loaded.again
+        self._awake = asyncio.Event()
+        self._awake.set()
         # The model's own sampling defaults. vLLM reads its files anew each time it is
         # asked, which took a third of all throughput when it was asked per request.
         self._defaults: dict[str, Any] = self._llm.model_config.get_diff_sampling_param()
@@ -97,7 +101,9 @@ class VllmEngine:
         self._running: dict[str, list[str]] = {}
         self._aborting: set[str] = set()
         self._capabilities = port.Capabilities(
-            context_tokens=self._llm.model_config.max_model_len, adapters=True
+            context_tokens=self._llm.model_config.max_model_len,
+            adapters=True,
+            sleeps=loaded.again is not None,
         )
 
     def bare(self) -> Any:
@@ -132,12 +138,17 @@ class VllmEngine:
         # Else it reports the core's end, which is meant, as an error.
         if self._llm.output_handler is not None:
             self._llm.output_handler.cancel()
-        await asyncio.to_thread(self._end_core)
+        if self._awake.is_set():
+            await asyncio.to_thread(self._end_core)
+        await asyncio.to_thread(self._llm.shutdown, _STOP_S)
+        if self._again is not None:
+            await asyncio.to_thread(vllm_nursery.stop)
 
     def _end_core(self) -> None:
         """End the core's process and see it gone: vLLM kills a slow one and does not wait."""
         cores = multiprocessing.active_children()
-        self._llm.shutdown(timeout=_STOP_S)
+        # Not the front: it renders prompts also while there is no core.
+        self._llm.engine_core.shutdown(timeout=_STOP_S)
         for core in cores:
             core.join(_KILLED_S)
 
@@ -406,7 +417,35 @@ class VllmEngine:
             raise errors.NotFound(f"adapter {name!r} is not loaded", reason="UNKNOWN_MODEL")
         await self._llm.remove_lora(request.lora_int_id)
 
+    async def suspend(self) -> None:
+        """End the core: on a CPU vLLM's own sleep frees nothing."""
+        if self._again is None:
+            raise AssertionError("this engine was not made to sleep")
+        self._awake.clear()
+        if self._llm.output_handler is not None:
+            self._llm.output_handler.cancel()
+        await asyncio.to_thread(self._end_core)
+
+    async def resume(self) -> int:
+        """See engine.Engine.resume. A core that does not come up leaves it lost."""
+        if self._again is None:
+            raise AssertionError("this engine was not made to sleep")
+        try:
+            self._llm = await asyncio.to_thread(self._again)
+            for name, request in tuple(self._adapters.items()):
+                self._adapters.pop(name)
+                await self.add_adapter(name, request.lora_path)
+            return await self.start()
+        finally:
+            self._awake.set()
+
     async def wait_lost(self) -> None:
         """See engine.Engine.wait_lost."""
-        # Its task reads the core's outputs until the core is gone; warm-up began it.
-        await asyncio.wait({self._llm.output_handler})
+        while True:
+            await self._awake.wait()
+            # Its task reads the core's outputs until the core is gone; warm-up began it.
+            handler = self._llm.output_handler
+            if handler is not None:
+                await asyncio.wait({handler})
+            if self._awake.is_set() and handler is self._llm.output_handler:
+                return

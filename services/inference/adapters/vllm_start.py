@@ -13,6 +13,7 @@ is done here. Figures: docs/decisions.
 
 from __future__ import annotations
 
+import copy
 import ctypes
 import gc
 import importlib
@@ -25,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from inference.adapters import vllm_nursery
 from inference.adapters.models import MAX_ADAPTERS, ModelUnusable
 
 _PR_SET_PDEATHSIG: Final = 1
@@ -40,6 +42,7 @@ class VllmOptions:
     this process: a thread too many halves the throughput, for they spin against
     each other. `kv_cache_gib`: the prefix cache on a CPU. `max_running`: sequences
     computed at once. `adapters_at_once`: adapters that may take part in one step.
+    `stoppable`: the core can be ended and brought up again (CPU).
     """
 
     model: Path
@@ -48,6 +51,7 @@ class VllmOptions:
     max_running: int
     adapters_at_once: int = 8
     max_adapter_rank: int = 64
+    stoppable: bool = False
 
 
 def _bind_core_to_parent(parent: int) -> None:
@@ -104,8 +108,16 @@ def _run_here(look: Callable[[], Any]) -> Any:
     return look()
 
 
-def load(options: VllmOptions, stat_loggers: Sequence[Any]) -> Any:
-    """Give a running vllm AsyncLLM. Takes seconds, blocks. Errors: ModelUnusable."""
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A running vllm AsyncLLM, and what brings another up after it was ended."""
+
+    llm: Any
+    again: Callable[[], Any] | None
+
+
+def load(options: VllmOptions, stat_loggers: Sequence[Any]) -> Loaded:
+    """Bring vLLM up. Takes seconds, blocks. Errors: ModelUnusable."""
     if threading.active_count() > 1:
         names = ", ".join(thread.name for thread in threading.enumerate())
         raise AssertionError(f"the engine core is forked before any thread is made: {names}")
@@ -122,7 +134,7 @@ def load(options: VllmOptions, stat_loggers: Sequence[Any]) -> Any:
         gc.enable()
 
 
-def _load(options: VllmOptions, stat_loggers: Sequence[Any]) -> Any:
+def _load(options: VllmOptions, stat_loggers: Sequence[Any]) -> Loaded:
     global _forking
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.platforms import current_platform
@@ -160,13 +172,37 @@ def _load(options: VllmOptions, stat_loggers: Sequence[Any]) -> Any:
     if on_cpu:
         # vLLM has set spawn by now; this process is still free of threads.
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "fork"
-    _forking = os.getpid()
-    try:
+
+    def bring_up() -> Any:
+        # vLLM writes into what it is given.
         return AsyncLLM.from_vllm_config(
-            config,
+            copy.deepcopy(config),
             stat_loggers=list(stat_loggers),
             disable_log_stats=True,
             enable_log_requests=False,
         )
+
+    if on_cpu and options.stoppable:
+        _cores_from_nursery()
+        return Loaded(bring_up(), bring_up)
+    _forking = os.getpid()
+    try:
+        return Loaded(bring_up(), None)
     finally:
         _forking = 0
+
+
+def _cores_from_nursery() -> None:
+    """Have cores forked by a process that stays free of threads."""
+    import vllm.v1.engine.utils
+    import vllm.v1.worker.cpu_worker
+
+    def bind(parent: int) -> None:
+        global _forking
+        _bind_core_to_parent(parent)
+        _forking = os.getpid()
+
+    gc.freeze()
+    context = vllm_nursery.start(bind)
+    engine_utils: Any = vllm.v1.engine.utils
+    engine_utils.get_mp_context = lambda: context

@@ -34,5 +34,6 @@ def make(settings: EngineSettings) -> Engine:
             threads=settings.engine_threads,
             kv_cache_gib=settings.kv_cache_gib,
             max_running=settings.engine_requests,
+            stoppable=settings.idle_timeout_ms > 0,
         )
     )

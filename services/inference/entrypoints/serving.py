@@ -7,6 +7,7 @@ import os
 import secrets
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,13 +19,15 @@ from inference.adapters.credit import PricingCredit
 from inference.adapters.grpc_service import InferenceService
 from inference.adapters.http_door import HttpDoor
 from inference.adapters.keys import Keys
-from inference.adapters.models import Adapter
+from inference.adapters.models import Adapter, ModelUnusable
 from inference.adapters.publisher import Publisher
 from inference.adapters.spool import Spool, limits_for
 from inference.app.books import Books
+from inference.app.dozing import AWAY, Dozing
 from inference.app.gate import Gate
 from inference.app.generation import World
 from inference.app.requests import Requests, Served
+from inference.app.residency import Residency
 from inference.app.streams import Streams
 from inference.domain.records import Booted, Closed
 from inference.engine import Engine
@@ -55,10 +58,18 @@ class Service:
     ) -> None:
         self._settings = settings
         self._boot = boot
-        self._engine = engine
+        self._clock = SystemClock()
+        self._dozing: Dozing | None = None
+        if settings.idle_timeout_ms:
+            if not engine.capabilities().sleeps:
+                raise ModelUnusable(
+                    "TOLLBOOK_IDLE_TIMEOUT_MS: this engine cannot be put to sleep; that is for the"
+                    " engine inside, on a CPU"
+                )
+            self._dozing = Dozing(engine, self._clock, settings.idle_timeout_ms, settings.wake_ms)
+        self._engine: Engine = self._dozing or engine
         self._served = dict(served)
         self._adapters = adapters
-        self._clock = SystemClock()
 
     async def run(self) -> int:
         """Serve until told to stop, or until the engine or the spool is lost."""
@@ -91,18 +102,34 @@ class Service:
             settings.max_account_requests,
         )
         books.in_flight = requests.in_flight
+        residency = Residency(
+            spool,
+            streams,
+            books,
+            self._clock,
+            settings.residency_account,
+            settings.served_name,
+            settings.region,
+            settings.residency_slice_ms,
+        )
+        if self._dozing is not None:
+            self._dozing.on_warm_up = partial(books.discard, usage.WASTE_KIND_WARM_UP)
+            self._dozing.on_change = residency.change
         publishing = asyncio.create_task(publisher.run(), name="publisher")
         keeping = asyncio.create_task(credit.keep_for_ever(), name="holds")
         status = 1
         try:
+            residency.change(usage.UNIT_MODEL_START_MS)
             warm_up_tokens = await self._engine.start()
+            residency.change(usage.UNIT_MODEL_RESIDENT_MS)
             await self._load_adapters()
             books.discard(usage.WASTE_KIND_WARM_UP, warm_up_tokens)
             spool.count_source = books.changed_count
-            status = await self._serve(requests, books, spool, stopped, channel)
+            status = await self._serve(requests, books, residency, spool, stopped, channel)
         finally:
             lost = status != 0
             if not spool.failed.done():
+                residency.change(AWAY)
                 books.publish_final(lost)
                 for name in streams.open_streams():
                     spool.append(Closed(streams.closing(name)))
@@ -135,6 +162,7 @@ class Service:
         self,
         requests: Requests,
         books: Books,
+        residency: Residency,
         spool: Spool,
         stopped: asyncio.Event,
         channel: grpc.aio.Channel,
@@ -154,7 +182,11 @@ class Service:
         http = asyncio.create_task(self._serve_http(requests, keys, closing), name="http door")
         await server.set_ready(True)
         log.info("ready", models=sorted(self._served))
-        status = await self._watch(requests, spool, (reading, http), stopped)
+        parts = [reading, http]
+        parts.append(asyncio.create_task(residency.meter_for_ever(), name="residency"))
+        if self._dozing is not None:
+            parts.append(asyncio.create_task(self._dozing.watch_for_ever(), name="engine's idling"))
+        status = await self._watch(requests, spool, parts, stopped)
         await server.set_ready(False)
         requests.close(
             errors.Unavailable(
@@ -166,9 +198,11 @@ class Service:
         # A spool that cannot be written settles nothing: the next start does.
         if not spool.failed.done():
             await requests.drain(settings.drain_ms if status == 0 else SETTLE_LOST_MS)
-        reading.cancel()
         closing.set()
-        await asyncio.gather(reading, http, return_exceptions=True)
+        for part in parts:
+            if part is not http:
+                part.cancel()
+        await asyncio.gather(*parts, return_exceptions=True)
         if not spool.failed.done():
             await books.settled_residual()
         await server.stop(1_000)

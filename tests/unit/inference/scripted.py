@@ -90,6 +90,12 @@ class ScriptedEngine:
     async def remove_adapter(self, name: str) -> None:
         raise NotImplementedError
 
+    async def suspend(self) -> None:
+        raise NotImplementedError
+
+    async def resume(self) -> int:
+        raise NotImplementedError
+
     async def wait_lost(self) -> None:
         await asyncio.Event().wait()
 

@@ -347,6 +347,14 @@ class UpstreamEngine:
                 reason="BAD_ADAPTER",
             )
 
+    async def suspend(self) -> None:
+        """Not ours to put to sleep."""
+        raise NotImplementedError
+
+    async def resume(self) -> int:
+        """See suspend."""
+        raise NotImplementedError
+
     async def wait_lost(self) -> None:
         """Never returns: a server that is away is waited for, request by request."""
         await asyncio.Event().wait()

@@ -1,0 +1,142 @@
+"""A model scaled to zero answered 404 and never woke: production-stack#1003.
+
+Here the first wakes the engine and all wait for it: each is answered, and stands in the log
+once. What the engine's presence and its start cost is metered apart from tokens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import psutil
+import pytest
+import pytest_asyncio
+from tests.integration.inference_service import (
+    KeyServer,
+    Place,
+    Service,
+    chat,
+    events_of,
+    eventually_in_topic,
+    final_residuals,
+    gaps,
+    output_of,
+    serving,
+    topic,
+)
+
+from inference import tinymodel
+from tollbook.usage.v1 import usage_pb2 as usage
+
+pytestmark = [
+    pytest.mark.museum,
+    pytest.mark.integration,
+    pytest.mark.engine,
+    pytest.mark.timeout(600),
+    pytest.mark.asyncio(loop_scope="module"),
+]
+
+HOUSE = "acct-15"
+REQUESTS = 100
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def service(
+    kafka: str, keys: KeyServer, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Service]:
+    folder = tmp_path_factory.mktemp("asleep")
+    tinymodel.make(folder / "tiny")
+    environment = {
+        "TOLLBOOK_IDLE_TIMEOUT_MS": "200",
+        "TOLLBOOK_RESIDENCY_ACCOUNT": HOUSE,
+        "TOLLBOOK_RESIDENCY_SLICE_MS": "500",
+    }
+    place = Place(folder, kafka, keys.address, folder / "tiny", environment)
+    async with serving(place) as running:
+        yield running
+
+
+def cores(service: Service) -> list[psutil.Process]:
+    """Processes that hold a model: those forked by the one that waits to fork them."""
+    waiting = psutil.Process(service.process.pid).children()
+    return [core for process in waiting for core in process.children()]
+
+
+async def asleep(service: Service, times: int) -> None:
+    """Return when it fell asleep for that time, and no core is left."""
+    deadline = time.monotonic() + 120
+    while service.log.read_text().count('"the engine sleeps"') < times or cores(service):
+        assert time.monotonic() < deadline, service.log.read_text()[-3000:]
+        await asyncio.sleep(0.05)
+
+
+async def test_a_hundred_requests_at_zero_none_lost_none_twice(service: Service) -> None:
+    await asleep(service, 1)
+    specs = [chat(f"toll {n}", f"zero-{n}", max_tokens=8 + n % 5) for n in range(REQUESTS)]
+    accounts = [f"acct-{n % 7}" for n in range(REQUESTS)]
+    # Every fifth is sent twice, as impatient callers do.
+    sent = [*zip(specs, accounts, strict=True), *list(zip(specs, accounts, strict=True))[::5]]
+    answers = await asyncio.gather(*(service.once(spec, account) for spec, account in sent))
+    told = {
+        (account, answer.request_id): answer.usage.output_tokens
+        for (_, account), answer in zip(sent, answers, strict=True)
+    }
+    assert len(told) == REQUESTS
+    events = events_of(await eventually_in_topic(service.place.kafka, set(told)))
+    assert {key: output_of(events[key]) for key in told} == told
+    assert {events[key].outcome for key in told} <= {
+        usage.OUTCOME_COMPLETE,
+        usage.OUTCOME_EMPTY,
+    }
+    assert service.log.read_text().count('"the engine is awake"') == 1
+
+
+async def test_it_sleeps_again_and_the_next_one_is_served_with_the_adapter_too(
+    service: Service,
+) -> None:
+    await asleep(service, 2)
+    base = await service.once(chat("again", "again-base", max_tokens=12, temperature=0))
+    adapter = await service.once(
+        chat("again", "again-adapter", model="tiny-support", max_tokens=12, temperature=0)
+    )
+    assert base.choices[0].token_ids != adapter.choices[0].token_ids
+    # A prompt that is refused wakes nobody.
+    await asleep(service, 3)
+    with pytest.raises(Exception, match="INVALID_ARGUMENT"):
+        await service.once(chat("word " * 9_000, "too-long"))
+    assert not cores(service)
+
+
+async def test_presence_and_starts_are_metered_and_nothing_is_left_over(service: Service) -> None:
+    assert await service.end() == 0
+    assert cores_left(service.place.folder) == 0
+    received = await topic(service.place.kafka)
+    assert gaps(received) == []
+    assert set(final_residuals(received).values()) == {0}
+    house = [event for (account, _), event in events_of(received).items() if account == HOUSE]
+    amounts = {usage.UNIT_MODEL_START_MS: 0, usage.UNIT_MODEL_RESIDENT_MS: 0}
+    for event in house:
+        (leaf,) = event.quantities
+        amounts[leaf.unit] += leaf.amount
+        assert output_of(event) == 0
+        assert event.served_model == "tiny"
+    # At the start, and at two wakings.
+    starts = [event for event in house if event.quantities[0].unit == usage.UNIT_MODEL_START_MS]
+    assert len(starts) == 3
+    assert all(amounts.values())
+    spans = sorted(
+        (event.event_time.ToNanoseconds(), event.end_time.ToNanoseconds()) for event in house
+    )
+    assert all(end <= begin for (_, end), (begin, _) in itertools.pairwise(spans))
+
+
+def cores_left(folder: Path) -> int:
+    """Processes that still use the model's folder."""
+    return sum(
+        str(folder) in " ".join(process.info["cmdline"] or ())
+        for process in psutil.process_iter(["cmdline"])
+    )

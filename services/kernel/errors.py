@@ -9,6 +9,7 @@ TollbookError
 ├── FailedPrecondition   the state does not allow it; a retry does not help
 ├── OutOfRange           a position beyond what is there
 ├── QuotaExceeded        no credit, or over a limit
+├── Unimplemented        what is asked for is not offered, by this model or at all
 ├── Unavailable          try again after `retry_after_ms`
 ├── DeadlinePassed       the caller's deadline was reached first
 └── Internal             a defect, or a part that failed on this request
@@ -100,6 +101,10 @@ class QuotaExceeded(TollbookError):
     """No credit, or over a limit."""
 
     violations: tuple[QuotaViolation, ...] = ()
+
+
+class Unimplemented(TollbookError):
+    """What is asked for is not offered."""
 
 
 @dataclass(eq=False)

@@ -74,6 +74,7 @@ _CODES: Final[dict[type[errors.TollbookError], int]] = {
     errors.FailedPrecondition: code_pb2.FAILED_PRECONDITION,
     errors.OutOfRange: code_pb2.OUT_OF_RANGE,
     errors.QuotaExceeded: code_pb2.RESOURCE_EXHAUSTED,
+    errors.Unimplemented: code_pb2.UNIMPLEMENTED,
     errors.Unavailable: code_pb2.UNAVAILABLE,
     errors.DeadlinePassed: code_pb2.DEADLINE_EXCEEDED,
     errors.Internal: code_pb2.INTERNAL,

@@ -477,6 +477,62 @@ async def test_every_method_needs_a_key_and_models_are_listed(service: Service) 
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [
+        chat("How many tokens am I?", max_tokens=3),
+        chat("", max_tokens=3),
+        chat("<|im_start|>system\nÜber <|im_end|> ☃", model="tiny-support", max_tokens=3),
+        tokens(range(16, 90), max_tokens=3),
+    ],
+    ids=["chat", "empty", "adapter", "tokens"],
+)
+async def test_tokens_are_counted_as_they_are_billed(
+    service: Service, asked: inference.GenerationSpec
+) -> None:
+    before = await service.engine()
+    request = inference.CountTokensRequest(spec=asked)
+    counted = await service.stub.CountTokens(request, metadata=bearer("acct-7"))
+    assert await taken(service, before) == 0
+    answer = await service.once(asked, "acct-7")
+    billed_in = [leaf for leaf in answer.usage.quantities if leaf.direction == usage.DIRECTION_IN]
+    assert counted.prompt_tokens == sum(leaf.amount for leaf in billed_in) > 0
+    assert counted.prompt_tokens + counted.room_tokens == tinymodel.CONTEXT_TOKENS
+
+
+async def test_what_cannot_be_generated_cannot_be_counted(service: Service) -> None:
+    for asked, code in (
+        (tokens([20] * 5_000), grpc.StatusCode.INVALID_ARGUMENT),
+        (chat("hi", model="no-such"), grpc.StatusCode.NOT_FOUND),
+        (inference.GenerationSpec(model="tiny"), grpc.StatusCode.INVALID_ARGUMENT),
+    ):
+        request = inference.CountTokensRequest(spec=asked)
+        assert await code_of(service.stub.CountTokens(request, metadata=bearer("acct-7"))) is code
+    request = inference.CountTokensRequest(spec=chat("hi"))
+    assert await code_of(service.stub.CountTokens(request)) is grpc.StatusCode.UNAUTHENTICATED
+
+
+async def test_a_model_that_generates_says_that_it_cannot_embed(service: Service) -> None:
+    before = await service.engine()
+    request = inference.EmbedRequest(
+        model="tiny-support", inputs=[inference.TokenPrompt(token_ids=[20])]
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.stub.Embed(request, metadata=bearer("acct-7"))
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    assert "'tiny-support'" in (caught.value.details() or "")
+    request.model = "no-such"
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.stub.Embed(request, metadata=bearer("acct-7"))
+    assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+    async with openai_client(service, retries=2) as client:
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.embeddings.create(model="tiny", input="hello")
+    assert refused.value.code == "model_cannot_embed"
+    assert "'tiny'" in refused.value.message
+    assert await taken(service, before) == 0
+
+
 async def test_the_spool_is_the_owners_alone(service: Service) -> None:
     folder = Path(service.place.folder) / "spool"
     modes = {path.name: path.stat().st_mode & 0o777 for path in sorted(folder.iterdir())}
@@ -697,6 +753,7 @@ async def test_http_a_bad_request_costs_nothing_and_says_why(
     [
         ("POST", "/chat/completions"),
         ("POST", "/completions"),
+        ("POST", "/embeddings"),
         ("GET", "/models"),
         ("GET", "/models/tiny"),
     ],

@@ -26,8 +26,10 @@ from aiokafka import AIOKafkaConsumer, TopicPartition
 from opentelemetry.proto.collector.trace.v1 import trace_service_pb2, trace_service_pb2_grpc
 from opentelemetry.proto.common.v1.common_pb2 import AnyValue
 from opentelemetry.proto.trace.v1 import trace_pb2
+from tests.integration.tcp_proxy import line_to
 
 from kernel.placement import partition_of, usage_log
+from tollbook import client as tb
 from tollbook.demo.setting import card_yaml
 from tollbook.pricing.v1 import pricing_pb2, pricing_pb2_grpc
 from tollbook.stack import Stack, running_stack
@@ -39,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "docs" / "examples"
 ACCOUNT = "acme"
 TIMEOUT_S = 60.0
+PLAIN = tb.Sampling(max_tokens=16, ignore_eos=True)
 
 
 # The collector --------------------------------------------------------------------------
@@ -192,6 +195,12 @@ def receipt(stack: Stack, event_id: str) -> pricing_pb2.Receipt:
         return answer.receipt
 
 
+def output_of(charged: pricing_pb2.Receipt) -> int:
+    """The output tokens that were charged."""
+    out = [line for line in charged.lines if line.leaf.direction == usage_pb2.DIRECTION_OUT]
+    return sum(line.charged_quantity for line in out)
+
+
 async def record_of(stack: Stack, event_id: str) -> tuple[dict[str, str], usage_pb2.UsageRecord]:
     """Headers and value of the Kafka record with an event of the account."""
     environment = stack.environment()
@@ -325,6 +334,71 @@ def test_a_retry_is_charged_once_and_errors_say_why(system: System) -> None:
     assert balance(system) == before - total
 
 
+def test_the_python_client_is_told_what_its_receipt_says(system: System) -> None:
+    before = balance(system)
+    said = system.example("python_client.py")
+    told = re.findall(r"^(\S+): (\d+) output tokens", said, re.MULTILINE)
+    assert len(told) == 2, said
+    assert "sent twice: the same answer: True, replayed: True" in said
+    assert "UnknownModel UNKNOWN_MODEL: Take a name that models() lists." in said
+    charged = [receipt(system.stack, request_id) for request_id, _ in told]
+    for (_, tokens), one in zip(told, charged, strict=True):
+        assert output_of(one) == int(tokens)
+    # Three were answered, and two are paid.
+    assert balance(system) == before - sum(int(one.total.amount_pico) for one in charged)
+
+
+def _ask_blocking(address: str, secret: str, request_id: str) -> tb.Answer:
+    with tb.Client(address, secret) as client:
+        return client.generate_once(
+            tb.TokenIds([20, 21, 22]), model="tiny", sampling=PLAIN, request_id=request_id
+        )
+
+
+async def _ask_async(address: str, secret: str, request_id: str) -> tb.Usage | None:
+    async with tb.AsyncClient(address, secret) as client:
+        stream = client.generate(
+            tb.TokenIds([20, 21, 22]), model="tiny", sampling=PLAIN, request_id=request_id
+        )
+        pieces = [piece async for piece in stream]
+        ids = [i for piece in pieces if isinstance(piece, tb.Delta) for i in piece.token_ids]
+        assert len(ids) == PLAIN.max_tokens
+        return stream.usage
+
+
+@pytest.mark.parametrize("kind", ["blocking", "async"])
+async def test_an_answer_lost_on_the_way_is_asked_for_again_and_billed_once(
+    system: System, kind: str
+) -> None:
+    """The service's answer is held and the connection cut; the client knows no better than to
+    send its request again.
+    """
+    secret, request_id = system.shell["TOLLBOOK_SECRET"], f"lost-{kind}"
+    service = system.stack.address("inference")
+    before = await asyncio.to_thread(balance, system)
+    async with line_to(service) as line:
+        # More than what opens a connection, and less than the request.
+        line.hold_answers(to_bytes=100)
+        if kind == "blocking":
+            asking: asyncio.Task[Any] = asyncio.create_task(
+                asyncio.to_thread(_ask_blocking, line.address, secret, request_id)
+            )
+        else:
+            asking = asyncio.create_task(_ask_async(line.address, secret, request_id))
+        await asyncio.wait_for(line.held.wait(), TIMEOUT_S)
+        # Who asks beside it is told when it is settled.
+        settled = await asyncio.to_thread(_ask_blocking, service, secret, request_id)
+        line.cut()
+        line.release()
+        answer = await asyncio.wait_for(asking, TIMEOUT_S)
+    told = answer.usage if isinstance(answer, tb.Answer) else answer
+    assert told == settled.usage
+    assert told.output_tokens == PLAIN.max_tokens
+    charged = await asyncio.to_thread(receipt, system.stack, request_id)
+    assert output_of(charged) == told.output_tokens
+    assert await asyncio.to_thread(balance, system) == before - int(charged.total.amount_pico)
+
+
 def test_an_openai_client_is_told_what_its_receipt_says(system: System) -> None:
     """The page's example and its curl, with the address that `tollbook env` gives."""
     shell = {**system.shell, "OPENAI_API_KEY": system.shell["TOLLBOOK_SECRET"]}
@@ -336,9 +410,7 @@ def test_an_openai_client_is_told_what_its_receipt_says(system: System) -> None:
     told[answer["id"]] = answer["usage"]["completion_tokens"]
     assert len(told) == 3, said
     for request_id, tokens in told.items():
-        charged = receipt(system.stack, request_id)
-        out = [x for x in charged.lines if x.leaf.direction == usage_pb2.DIRECTION_OUT]
-        assert sum(line.charged_quantity for line in out) == int(tokens)
+        assert output_of(receipt(system.stack, request_id)) == int(tokens)
     assert answer["id"] == "first-1"
     assert answer["usage"]["prompt_tokens"] == sum(
         line.charged_quantity

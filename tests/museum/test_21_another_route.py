@@ -27,7 +27,7 @@ GENERATES = {
     "Generate": inference_pb2.GenerateRequest,
     "GenerateOnce": inference_pb2.GenerateOnceRequest,
 }
-ASKS_ONLY = {"ListModels", "GetConservation"}
+ASKS_ONLY = {"CountTokens", "Embed", "ListModels", "GetConservation"}
 
 
 async def whole(call: Any) -> None:

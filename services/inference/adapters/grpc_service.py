@@ -21,7 +21,7 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
-    """The four methods. A call that is cancelled leaves its request, which goes on to
+    """The methods. A call that is cancelled leaves its request, which goes on to
     its settlement by itself.
     """
 
@@ -86,6 +86,23 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             visit.end()
         await self._end(context, None, found.summary)
         return response
+
+    async def CountTokens(  # noqa: N802
+        self, request: inference.CountTokensRequest, context: Context
+    ) -> inference.CountTokensResponse:
+        """Render, and count."""
+        caller = await self._keys.resolve(_authorization(context))
+        tokens = await self._requests.count(caller, request.spec)
+        return inference.CountTokensResponse(
+            prompt_tokens=tokens, room_tokens=self._context_tokens - tokens
+        )
+
+    async def Embed(  # noqa: N802
+        self, request: inference.EmbedRequest, context: Context
+    ) -> inference.EmbedResponse:
+        """What is served generates text: no model here can."""
+        await self._keys.resolve(_authorization(context))
+        raise self._requests.cannot_embed(request.model)
 
     async def ListModels(  # noqa: N802
         self, _request: inference.ListModelsRequest, context: Context

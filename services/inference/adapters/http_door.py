@@ -58,6 +58,7 @@ class HttpDoor:
             routes=[
                 Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
                 Route("/v1/completions", self._guarded(self._completion), methods=["POST"]),
+                Route("/v1/embeddings", self._guarded(self._embeddings), methods=["POST"]),
                 Route("/v1/models", self._guarded(self._models), methods=["GET"]),
                 Route("/v1/models/{name}", self._guarded(self._model), methods=["GET"]),
             ],
@@ -112,6 +113,10 @@ class HttpDoor:
             prompt = await asyncio.to_thread(self._encode, prompt)
         spec = body.spec(_request_id(request), prompt)
         return await self._generate(request, caller, body, spec, False)
+
+    async def _embeddings(self, request: Request, _caller: Caller) -> Response:
+        body = shapes.parse(shapes.EmbeddingRequest, await _body(request))
+        raise self._requests.cannot_embed(body.model)
 
     async def _generate(
         self,

@@ -29,6 +29,8 @@ _STATUSES: Final[dict[type[errors.TollbookError], int]] = {
     errors.FailedPrecondition: 400,
     errors.OutOfRange: 400,
     errors.QuotaExceeded: 429,
+    # Of a model that can do less than is asked, OpenAI says so.
+    errors.Unimplemented: 400,
     errors.Unavailable: 503,
     errors.DeadlinePassed: 504,
 }
@@ -203,7 +205,17 @@ class CompletionRequest(_Common):
         )
 
 
-Shape = TypeVar("Shape", ChatRequest, CompletionRequest)
+class EmbeddingRequest(_Shape):
+    """Body of `/v1/embeddings`."""
+
+    model: str
+    input: str | list[str] | list[int] | list[list[int]]
+    encoding_format: Literal["float", "base64"] | None = None
+    dimensions: int | None = None
+    user: str | None = None
+
+
+Shape = TypeVar("Shape", ChatRequest, CompletionRequest, EmbeddingRequest)
 
 
 def parse(kind: type[Shape], body: bytes) -> Shape:

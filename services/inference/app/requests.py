@@ -30,6 +30,9 @@ log = structlog.get_logger()
 
 # Callers that may listen to one request.
 MAX_READERS: Final = 64
+# Prompts that are counted at once without a run, in all and of one account.
+MAX_COUNTS: Final = 64
+MAX_ACCOUNT_COUNTS: Final = 16
 # How long an aborted request may take to settle at a shutdown.
 ABORT_MS: Final = 5_000
 
@@ -60,6 +63,7 @@ class Requests:
         self._max_requests = max_requests
         self._max_account_requests = max_account_requests
         self._by_account: Counter[str] = Counter()
+        self._counts: Counter[str] = Counter()
         self._live: dict[tuple[str, str], Generation] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed: errors.Unavailable | None = errors.Unavailable(
@@ -95,15 +99,7 @@ class Requests:
         if (replay := self._world.spool.journal.replays.get(key)) is not None:
             _same_body(request_id, digest, replay.body_digest)
             return self._settled(key)
-        served = self._served.get(spec.model)
-        if served is None:
-            raise errors.NotFound(
-                f"no model {spec.model!r}; served are {', '.join(sorted(self._served))}",
-                reason="UNKNOWN_MODEL",
-                metadata={"model": spec.model[:256]},
-            )
-        if self._closed is not None:
-            raise self._closed
+        served = self.model(spec.model)
         if len(self._live) >= self._max_requests:
             raise errors.Unavailable(
                 f"{self._max_requests} requests are under way", reason="QUEUE_FULL"
@@ -114,6 +110,49 @@ class Requests:
                 reason="ACCOUNT_QUEUE_FULL",
             )
         return self._begin(key, caller, spec, digest, served)
+
+    def model(self, name: str) -> Served:
+        """What serves a name. Errors: Unavailable (not yet, or no more), NotFound."""
+        # First: a service that starts or stops does not say of any model that it has none.
+        if self._closed is not None:
+            raise self._closed
+        served = self._served.get(name)
+        if served is None:
+            raise errors.NotFound(
+                f"no model {name!r}; served are {', '.join(sorted(self._served))}",
+                reason="UNKNOWN_MODEL",
+                metadata={"model": name[:256]},
+            )
+        return served
+
+    def cannot_embed(self, name: str) -> errors.TollbookError:
+        """Why a served model gives no vectors. Errors: as `model`."""
+        self.model(name)
+        return errors.Unimplemented(
+            f"model {name!r} generates text and gives no embeddings, and no model served here does",
+            reason="MODEL_CANNOT_EMBED",
+            metadata={"model": name[:256]},
+        )
+
+    async def count(self, caller: Caller, spec: inference.GenerationSpec) -> int:
+        """Tokens of the prompt, as a run of the request would render and count it.
+
+        Errors: NotFound (model), InvalidArgument (prompt), Unavailable.
+        """
+        self.model(spec.model)
+        if self._counts[caller.account_id] >= MAX_ACCOUNT_COUNTS:
+            raise errors.Unavailable(
+                f"{MAX_ACCOUNT_COUNTS} prompts of this account are being counted",
+                reason="ACCOUNT_QUEUE_FULL",
+            )
+        if self._counts.total() >= MAX_COUNTS:
+            raise errors.Unavailable(f"{MAX_COUNTS} prompts are being counted", reason="QUEUE_FULL")
+        self._counts[caller.account_id] += 1
+        try:
+            prompt = await self._world.engine.render(spec, "")
+        finally:
+            _less(self._counts, caller.account_id)
+        return len(prompt.token_ids)
 
     def _begin(
         self,
@@ -151,9 +190,7 @@ class Requests:
                 self.broken.set_result(error)
         finally:
             del self._live[key]
-            self._by_account[key[0]] -= 1
-            if not self._by_account[key[0]]:
-                del self._by_account[key[0]]
+            _less(self._by_account, key[0])
 
     def _attach(self, live: Generation) -> Reader:
         if live.readers >= MAX_READERS:
@@ -187,6 +224,12 @@ class Requests:
         """Return when nothing is under way."""
         while self._tasks:
             await asyncio.wait(tuple(self._tasks))
+
+
+def _less(counter: Counter[str], name: str) -> None:
+    counter[name] -= 1
+    if not counter[name]:
+        del counter[name]
 
 
 def _same_body(request_id: str, digest: bytes, earlier: bytes) -> None:

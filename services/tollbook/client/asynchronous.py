@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ import grpc.aio
 
 from kernel import grpcs
 from tollbook.client import failures, wire
+from tollbook.client.failures import Failure
 from tollbook.client.request import authorization, metadata, specified
 from tollbook.client.retries import TIMEOUT_S, LogicalCall, Retries
 from tollbook.client.shapes import Answer, Model, Piece, Prompt, Sampling, Usage
@@ -33,6 +35,7 @@ class AsyncClient:
         self._retries = retries or Retries()
         self._channel = grpcs.channel(address)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
+        self._closed = asyncio.Event()
 
     async def __aenter__(self) -> Self:
         return self
@@ -47,6 +50,7 @@ class AsyncClient:
 
     async def close(self) -> None:
         """End the channel, and what is under way on it."""
+        self._closed.set()
         await self._channel.close()
 
     def generate(
@@ -78,6 +82,17 @@ class AsyncClient:
         request = inference.GenerateOnceRequest(spec=spec)
         return wire.answer_of(await self._ask(self._stub.GenerateOnce, request, call))
 
+    async def count_tokens(
+        self, prompt: Prompt, *, model: str, timeout_s: float = TIMEOUT_S
+    ) -> int:
+        """Tokens of a prompt, as they would be charged; runs nothing and costs nothing."""
+        call = LogicalCall("", self._retries, timeout_s)
+        request = inference.CountTokensRequest(spec=specified(prompt, model, None, None))
+        answer: inference.CountTokensResponse = await self._ask(
+            self._stub.CountTokens, request, call
+        )
+        return answer.prompt_tokens
+
     async def models(self, *, timeout_s: float = TIMEOUT_S) -> tuple[Model, ...]:
         """What is served, in order of name."""
         call = LogicalCall("", self._retries, timeout_s)
@@ -98,7 +113,14 @@ class AsyncClient:
                 if _is_our_own():
                     raise
                 failure = failures.CANCELLED
-            await asyncio.sleep(call.pause_s(failure))
+            await self._pause(call, failure)
+
+    async def _pause(self, call: LogicalCall, failure: Failure) -> None:
+        """Wait for the next try. Errors: CallError when there is to be none."""
+        pause_s = call.pause_s(failure)
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._closed.wait(), pause_s)
+            raise failures.error_of(failures.CANCELLED, call.request_id, call.tries)
 
     async def _pieces(
         self, spec: inference.GenerationSpec, call: LogicalCall
@@ -133,7 +155,7 @@ class AsyncClient:
             if usage is not None:
                 yield usage
                 return
-            await asyncio.sleep(call.pause_s(failure))
+            await self._pause(call, failure)
 
 
 class AsyncGeneration:

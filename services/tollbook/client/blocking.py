@@ -8,6 +8,7 @@ import threading
 from collections.abc import Callable, Generator
 from types import TracebackType
 from typing import Any, Self
+from weakref import WeakSet
 
 import grpc
 
@@ -34,6 +35,8 @@ class Client:
         self._channel = grpcs.blocking_channel(address)
         self._stub = inference_pb2_grpc.InferenceServiceStub(self._channel)
         self._closed = threading.Event()
+        self._streams: WeakSet[Generation] = WeakSet()
+        self._entering = threading.Lock()
 
     def __enter__(self) -> Self:
         return self
@@ -48,7 +51,11 @@ class Client:
 
     def close(self) -> None:
         """End the channel, and what is under way on it."""
-        self._closed.set()
+        with self._entering:
+            self._closed.set()
+            streams = list(self._streams)
+        for stream in streams:
+            stream.cancel()
         self._channel.close()
 
     def generate(
@@ -63,7 +70,13 @@ class Client:
         """Stream a generation; it begins when it is iterated. `timeout_s` is for all tries."""
         spec = specified(prompt, model, sampling, request_id)
         call = LogicalCall(spec.request_id, self._retries, timeout_s)
-        return Generation(self._stub, self._authorized, spec, call)
+        stream = Generation(self._stub, self._authorized, spec, call)
+        with self._entering:
+            self._streams.add(stream)
+            closed = self._closed.is_set()
+        if closed:
+            stream.cancel()
+        return stream
 
     def generate_once(
         self,
@@ -79,6 +92,13 @@ class Client:
         call = LogicalCall(spec.request_id, self._retries, timeout_s)
         request = inference.GenerateOnceRequest(spec=spec)
         return wire.answer_of(self._ask(self._stub.GenerateOnce, request, call))
+
+    def count_tokens(self, prompt: Prompt, *, model: str, timeout_s: float = TIMEOUT_S) -> int:
+        """Tokens of a prompt, as they would be charged; runs nothing and costs nothing."""
+        call = LogicalCall("", self._retries, timeout_s)
+        request = inference.CountTokensRequest(spec=specified(prompt, model, None, None))
+        answer: inference.CountTokensResponse = self._ask(self._stub.CountTokens, request, call)
+        return answer.prompt_tokens
 
     def models(self, *, timeout_s: float = TIMEOUT_S) -> tuple[Model, ...]:
         """What is served, in order of name."""
@@ -154,13 +174,15 @@ class Generation:
         request = inference.GenerateRequest(spec=self._spec)
         splice = Splice()
         while True:
+            if self._cancelled.is_set():
+                raise failures.error_of(failures.CANCELLED, call.request_id, call.tries)
             splice.begin_try()
             usage: Usage | None = None
             rpc: Any = self._stub.Generate(
                 request, metadata=metadata(self._authorized), timeout=call.begin_try()
             )
             self._rpc = rpc
-            # `cancel` between the check after the pause and the line above saw no call to end.
+            # `cancel` between the check above and that line saw no call to end.
             if self._cancelled.is_set():
                 rpc.cancel()
             try:
@@ -181,5 +203,4 @@ class Generation:
             if usage is not None:
                 yield usage
                 return
-            if self._cancelled.wait(call.pause_s(failure)):
-                raise failures.error_of(failures.CANCELLED, call.request_id, call.tries)
+            self._cancelled.wait(call.pause_s(failure))

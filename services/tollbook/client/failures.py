@@ -8,7 +8,7 @@ CallError
 ├── OverLimit          no credit, or over a limit; `failure.violations`
 ├── Unavailable        not now, though it was tried again as often as allowed
 ├── DeadlinePassed     `timeout_s` passed first
-├── Cancelled          the call was cancelled
+├── Cancelled          the caller ended it, or the service did and kept doing it
 ├── ServiceFailed      the engine failed on this request, or a defect
 └── AnswerChanged      the answer to a repeat is another than what was read before the cut
 
@@ -33,6 +33,10 @@ from tollbook.inference.v1 import inference_pb2 as inference
 
 M = TypeVar("M", bound=Message)
 
+_CUT_OFF: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
+# A reason of this client's own: no service says it.
+_LEFT: Final = "LEFT"
+
 
 @dataclass(frozen=True, slots=True)
 class Violation:
@@ -55,8 +59,11 @@ class Failure:
 
     @property
     def may_be_sent_again(self) -> bool:
-        """True when the same request under the same id can still be answered."""
-        return self.code is grpc.StatusCode.UNAVAILABLE and self.usage is None
+        """True when the same request under the same id can still be answered.
+
+        CANCELLED that the caller did not ask for is a server's that stopped under the call.
+        """
+        return self.code in _CUT_OFF and self.usage is None and self.reason != _LEFT
 
     @property
     def advice(self) -> str:
@@ -176,7 +183,10 @@ _ADVICE_BY_CODE: Final = {
 CUT: Final = Failure(
     grpc.StatusCode.UNAVAILABLE, "the stream ended before its usage", reason="CUT_STREAM"
 )
-CANCELLED: Final = Failure(grpc.StatusCode.CANCELLED, "the call was cancelled")
+# The caller's own end of a call, or of the client that it was made with.
+CANCELLED: Final = Failure(
+    grpc.StatusCode.CANCELLED, "the call was cancelled here, or its client closed", reason=_LEFT
+)
 CHANGED: Final = Failure(
     grpc.StatusCode.ABORTED,
     "the stream broke, and the answer to the repeat is not the one that was begun",

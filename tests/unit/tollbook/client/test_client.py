@@ -147,6 +147,12 @@ class Service(inference_pb2_grpc.InferenceServiceServicer):
         await self._play(request, context, keep)
         return said[-1]
 
+    async def CountTokens(self, request: Any, context: Any) -> Any:  # noqa: N802
+        return await self._last(request, context)
+
+    async def Embed(self, request: Any, context: Any) -> Any:  # noqa: N802
+        raise NotImplementedError("this client has no vectors")
+
     async def GetConservation(self, request: Any, context: Any) -> Any:  # noqa: N802
         raise NotImplementedError("no caller's client asks for it")
 
@@ -494,17 +500,30 @@ async def test_cancelling_the_task_cancels_the_call(call: Any) -> None:
 
 
 @calls
-async def test_a_cancel_from_the_other_side_is_an_error_and_no_cancelled_task(call: Any) -> None:
+async def test_what_a_stopping_server_cancelled_is_sent_again_under_the_same_id(call: Any) -> None:
+    good = WHOLE if call in (stream_async, stream_blocking) else (ONCE,)
+    service = Service(ends(grpc.StatusCode.CANCELLED, *good[:1]), says(*good))
+    async with serving(service) as address:
+        await call(address, request_id="mine")
+    assert service.ids == ["mine", "mine"]
+
+
+@calls
+async def test_a_service_that_cancels_every_time_is_an_error_and_no_cancelled_task(
+    call: Any,
+) -> None:
     service = Service(ends(grpc.StatusCode.CANCELLED))
     async with serving(service) as address:
-        with pytest.raises(tb.Cancelled):
+        with pytest.raises(tb.Cancelled) as caught:
             await call(address)
-    assert len(service.ids) == 1
+    assert len(service.ids) == QUICK.tries == caught.value.tries
+    assert caught.value.reason == ""
 
 
+@pytest.mark.parametrize("act", [_hang, fails(busy(50_000))], ids=["in the call", "in the pause"])
 @pytest.mark.parametrize("method", ["generate", "generate_once"])
-async def test_closing_the_client_ends_its_calls_with_an_error(method: str) -> None:
-    service = Service(_hang)
+async def test_closing_the_client_ends_its_calls_with_an_error(method: str, act: Act) -> None:
+    service = Service(act)
 
     async def run(client: tb.AsyncClient) -> None:
         if method == "generate_once":
@@ -520,6 +539,25 @@ async def test_closing_the_client_ends_its_calls_with_an_error(method: str) -> N
         with pytest.raises(tb.Cancelled):
             await asyncio.wait_for(running, WAIT_S)
         assert not running.cancelled()
+
+
+@pytest.mark.parametrize("act", [_hang, fails(busy(50_000))], ids=["in the call", "in the pause"])
+@pytest.mark.parametrize("method", ["generate", "generate_once"])
+async def test_closing_the_blocking_client_ends_its_calls_with_an_error(
+    method: str, act: Act
+) -> None:
+    service = Service(act)
+    async with serving(service) as address:
+        client = tb.Client(address, SECRET)
+        call = getattr(client, method)
+        running = asyncio.create_task(asyncio.to_thread(lambda: [*call("hello", model="tiny")]))
+        await asyncio.wait_for(service.came.wait(), WAIT_S)
+        await asyncio.to_thread(client.close)
+        with pytest.raises(tb.Cancelled):
+            await asyncio.wait_for(running, WAIT_S)
+        with pytest.raises(tb.Cancelled):
+            next(client.generate("hello", model="tiny"))
+    assert len(service.ids) == 1
 
 
 async def test_leaving_a_stream_early_tells_the_service() -> None:
@@ -579,6 +617,21 @@ async def test_models_are_listed_by_both() -> None:
         async with tb.AsyncClient(address, SECRET, QUICK) as client:
             assert await client.models() == expected
         assert await asyncio.to_thread(run, address) == expected
+
+
+async def test_tokens_are_counted_by_both() -> None:
+    counted = inference.CountTokensResponse(prompt_tokens=7, room_tokens=9)
+
+    def run(address: str) -> int:
+        with tb.Client(address, SECRET, QUICK) as client:
+            return client.count_tokens("hello", model="tiny")
+
+    service = Service(fails(busy()), says(counted))
+    async with serving(service) as address:
+        async with tb.AsyncClient(address, SECRET, QUICK) as client:
+            assert await client.count_tokens("hello", model="tiny") == 7
+        assert await asyncio.to_thread(run, address) == 7
+    assert service.requests[-1].spec.chat.messages[0].content == "hello"
 
 
 @pytest.mark.parametrize("kind", [tb.AsyncClient, tb.Client])

@@ -56,6 +56,8 @@ CARD: Final = """
 card: {card}
 currency: USD
 effective_from: 2026-01-01T00:00:00Z
+multipliers:
+  - {{id: batch, match: {{service_tier: batch}}, factor: 0.5}}
 lines:
   - {{id: in, match: {{model: {model}, direction: in, cache_use: none}}, per: 1000000, price: 0.15}}
   - {{id: cached, match: {{model: {model}, direction: in, cache_use: read}},

@@ -754,6 +754,15 @@ async def test_http_a_bad_request_costs_nothing_and_says_why(
         ("POST", "/chat/completions"),
         ("POST", "/completions"),
         ("POST", "/embeddings"),
+        ("POST", "/files"),
+        ("GET", "/files"),
+        ("GET", "/files/file-1"),
+        ("GET", "/files/file-1/content"),
+        ("DELETE", "/files/file-1"),
+        ("POST", "/batches"),
+        ("GET", "/batches"),
+        ("GET", "/batches/batch-1"),
+        ("POST", "/batches/batch-1/cancel"),
         ("GET", "/models"),
         ("GET", "/models/tiny"),
     ],
@@ -765,6 +774,131 @@ async def test_http_every_route_needs_a_key(service: Service, method: str, path:
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
         assert (await client.get("/no-such")).json()["error"]["code"] == "no_route"
+
+
+def batch_line(custom_id: str, **body: Any) -> str:
+    request = {"model": "tiny", "messages": [{"role": "user", "content": custom_id}], **body}
+    line = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions"}
+    return json.dumps({**line, "body": request})
+
+
+async def test_http_a_batch_by_the_official_client(service: Service, kafka: str) -> None:
+    before = await service.engine()
+    lines = [batch_line(f"line {n}", max_tokens=6, ignore_eos=True) for n in range(20)]
+    lines.append(batch_line("wrong", max_tokens=0))
+    async with openai_client(service, "acct-13") as client:
+        file = await client.files.create(
+            file=("mine.jsonl", "\n".join(lines).encode()), purpose="batch"
+        )
+        assert (await client.files.retrieve(file.id)) == file
+        batch = await client.batches.create(
+            input_file_id=file.id,
+            endpoint="/v1/chat/completions",
+            completion_window="24h",
+            metadata={"night": "1"},
+        )
+        deadline = time.monotonic() + 60
+        while (done := await client.batches.retrieve(batch.id)).status != "completed":
+            assert done.status in ("validating", "in_progress", "finalizing"), done
+            assert time.monotonic() < deadline
+            await asyncio.sleep(0.05)
+        assert done.request_counts is not None
+        counts = done.request_counts
+        assert (counts.total, counts.completed, counts.failed) == (21, 20, 1)
+        assert done.metadata == {"night": "1"}
+        assert [one.id async for one in client.batches.list(limit=1)] == [batch.id]
+        kept = {one.id async for one in client.files.list(limit=2)}
+        assert kept == {file.id, done.output_file_id, done.error_file_id}
+        answers = [
+            json.loads(line)
+            for line in (await client.files.content(done.output_file_id or "")).text.splitlines()
+        ]
+        (failure,) = (
+            json.loads(line)
+            for line in (await client.files.content(done.error_file_id or "")).text.splitlines()
+        )
+        assert failure["custom_id"] == "wrong"
+        assert failure["response"]["status_code"] == 400
+        assert failure["response"]["body"]["error"]["param"] == "max_tokens"
+        with pytest.raises(openai.BadRequestError, match="nothing to cancel"):
+            await client.batches.cancel(batch.id)
+        for file_id in kept:
+            assert (await client.files.delete(file_id)).deleted
+        assert [one async for one in client.files.list()] == []
+    assert await taken(service, before) == 20 * 6
+    bodies = {one["custom_id"]: one["response"]["body"] for one in answers}
+    assert len(bodies) == len(answers) == 20
+    wanted = {("acct-13", body["id"]) for body in bodies.values()}
+    events = events_of(await eventually_in_topic(kafka, wanted))
+    for body in bodies.values():
+        event = events[("acct-13", body["id"])]
+        assert event.service_tier == "batch"
+        assert billed(event) == told(CompletionUsage.model_validate(body["usage"]))
+    assert done.usage is not None
+    assert done.usage.total_tokens == sum(body["usage"]["total_tokens"] for body in bodies.values())
+
+
+@pytest.mark.parametrize(
+    ("lines", "code"),
+    [
+        ([batch_line("a"), "{"], "invalid_json_line"),
+        ([batch_line("a"), batch_line("a")], "duplicate_custom_id"),
+        ([], "empty_file"),
+    ],
+    ids=["json", "twice", "empty"],
+)
+async def test_http_a_bad_batch_file_runs_nothing_and_says_where(
+    service: Service, lines: list[str], code: str
+) -> None:
+    before = await service.engine()
+    async with openai_client(service, "acct-13") as client:
+        file = await client.files.create(
+            file=("bad.jsonl", "\n".join(lines).encode()), purpose="batch"
+        )
+        batch = await client.batches.create(
+            input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
+        )
+        deadline = time.monotonic() + 60
+        while (done := await client.batches.retrieve(batch.id)).status != "failed":
+            assert time.monotonic() < deadline, done
+            await asyncio.sleep(0.02)
+        assert done.errors is not None
+        assert done.errors.data is not None
+        assert [one.code for one in done.errors.data] == [code]
+        assert done.output_file_id is None
+    assert await taken(service, before) == 0
+
+
+async def test_http_nobody_reads_anothers_batch_and_bad_requests_say_why(
+    service: Service,
+) -> None:
+    async with openai_client(service, "acct-13") as client:
+        file = await client.files.create(
+            file=("a.jsonl", batch_line("a").encode()), purpose="batch"
+        )
+        with pytest.raises(openai.BadRequestError, match="purpose"):
+            await client.files.create(file=("a.jsonl", b"x"), purpose="vision")
+        with pytest.raises(openai.BadRequestError, match="endpoint"):
+            await client.batches.create(
+                input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h"
+            )
+        for body in ({"purpose": "batch"}, None):
+            with pytest.raises(openai.BadRequestError):
+                await client.post("/files", cast_to=object, body=body)
+    async with openai_client(service, "acct-14") as stranger:
+        for ask in (
+            stranger.files.retrieve(file.id),
+            stranger.files.content(file.id),
+            stranger.files.delete(file.id),
+            stranger.batches.retrieve("batch-none"),
+            stranger.batches.create(
+                input_file_id=file.id,
+                endpoint="/v1/chat/completions",
+                completion_window="24h",
+            ),
+        ):
+            with pytest.raises(openai.NotFoundError):
+                await ask
 
 
 async def test_http_a_body_has_a_bound(service: Service) -> None:

@@ -69,6 +69,7 @@ class PricingCredit:
                 served_model=request.served_model,
                 base_model=request.base_model,
                 adapter=request.adapter,
+                service_tier=request.service_tier,
                 input_tokens=request.input_tokens,
                 max_output_tokens=request.max_output_tokens,
             ),

@@ -9,12 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
-from typing import Any, Final
+from typing import Any
 
-import structlog
-from opentelemetry import trace
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
@@ -22,75 +20,47 @@ from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
 from inference.adapters import openai_shapes as shapes
-from inference.adapters.keys import Keys
+from inference.adapters.http_guard import Guard, body_of, no_route, refusal
 from inference.app.generation import Caller, Reader
 from inference.app.requests import Answer, Requests, Served, answer_of, messages_of
 from inference.domain.outcome import End
-from kernel import errors, grpcs, telemetry
+from kernel import errors, grpcs
 from kernel.clock import Clock
 from tollbook.inference.v1 import inference_pb2 as inference
 
-log = structlog.get_logger()
-
-MAX_BODY_BYTES: Final = grpcs.MAX_MESSAGE_BYTES
 Encode = Callable[[str], list[int]]
-_Handler = Callable[[Request, Caller], Coroutine[Any, Any, Response]]
 
 
 class HttpDoor:
-    """The ASGI application is `app`. `encode` gives a text's token ids."""
+    """The ASGI application is `app`. `encode` gives a text's token ids; `more` are other
+    routes under the same guard.
+    """
 
     def __init__(
         self,
         requests: Requests,
-        keys: Keys,
+        guard: Guard,
         served: Mapping[str, Served],
         encode: Encode,
         clock: Clock,
+        more: Sequence[Route] = (),
     ) -> None:
         self._requests = requests
-        self._keys = keys
         self._served = served
         self._encode = encode
         self._clock = clock
-        self._tracer = telemetry.tracer("inference")
+        guarded = guard.guarded
         self.app = Starlette(
             routes=[
-                Route("/v1/chat/completions", self._guarded(self._chat), methods=["POST"]),
-                Route("/v1/completions", self._guarded(self._completion), methods=["POST"]),
-                Route("/v1/embeddings", self._guarded(self._embeddings), methods=["POST"]),
-                Route("/v1/models", self._guarded(self._models), methods=["GET"]),
-                Route("/v1/models/{name}", self._guarded(self._model), methods=["GET"]),
+                Route("/v1/chat/completions", guarded(self._chat), methods=["POST"]),
+                Route("/v1/completions", guarded(self._completion), methods=["POST"]),
+                Route("/v1/embeddings", guarded(self._embeddings), methods=["POST"]),
+                Route("/v1/models", guarded(self._models), methods=["GET"]),
+                Route("/v1/models/{name}", guarded(self._model), methods=["GET"]),
+                *more,
             ],
-            exception_handlers={404: _no_route, 405: _no_route},
+            exception_handlers={404: no_route, 405: no_route},
         )
-
-    def _guarded(self, handler: _Handler) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Key first, then the handler; every error leaves in OpenAI's shape."""
-
-        async def endpoint(request: Request) -> Response:
-            headers = dict(request.headers)
-            with self._tracer.start_as_current_span(
-                f"{request.method} {request.scope['route'].path}",
-                context=telemetry.context_from(headers),
-                kind=trace.SpanKind.SERVER,
-            ):
-                try:
-                    caller = await self._keys.resolve(headers.get("authorization"))
-                    return await handler(request, caller)
-                except errors.TollbookError as error:
-                    return _refusal(error, None)
-                except Exception:
-                    log.exception("a route failed unexpectedly", path=request.url.path)
-                    return _refusal(
-                        errors.Internal(
-                            "an unexpected failure; it is in the service's log, please report it",
-                            reason="DEFECT",
-                        ),
-                        None,
-                    )
-
-        return endpoint
 
     async def _models(self, _request: Request, _caller: Caller) -> Response:
         data = [_model_of(name) for name in sorted(self._served)]
@@ -103,11 +73,11 @@ class HttpDoor:
         return JSONResponse(_model_of(name))
 
     async def _chat(self, request: Request, caller: Caller) -> Response:
-        body = shapes.parse(shapes.ChatRequest, await _body(request))
+        body = shapes.parse(shapes.ChatRequest, await body_of(request))
         return await self._generate(request, caller, body, body.spec(_request_id(request)), True)
 
     async def _completion(self, request: Request, caller: Caller) -> Response:
-        body = shapes.parse(shapes.CompletionRequest, await _body(request))
+        body = shapes.parse(shapes.CompletionRequest, await body_of(request))
         prompt = body.prompt
         if isinstance(prompt, str):
             prompt = await asyncio.to_thread(self._encode, prompt)
@@ -115,7 +85,7 @@ class HttpDoor:
         return await self._generate(request, caller, body, spec, False)
 
     async def _embeddings(self, request: Request, _caller: Caller) -> Response:
-        body = shapes.parse(shapes.EmbeddingRequest, await _body(request))
+        body = shapes.parse(shapes.EmbeddingRequest, await body_of(request))
         raise self._requests.cannot_embed(body.model)
 
     async def _generate(
@@ -136,7 +106,7 @@ class HttpDoor:
             return await _whole(found, teller, request.receive)
         answer = answer_of(found)
         if answer.failure is not None:
-            return _refusal(answer.failure, answer.summary)
+            return refusal(answer.failure, answer.summary)
         return _told(teller, answer.request_id, answer.choices, answer.summary)
 
 
@@ -151,7 +121,7 @@ async def _whole(reader: Reader, teller: shapes.Teller, receive: Receive) -> Res
             return Response(status_code=499)
         answer = answering.result()
     except errors.TollbookError as error:
-        return _refusal(error, reader.summary)
+        return refusal(error, reader.summary)
     finally:
         # Before anything is awaited: from here on nothing is handed over.
         answering.cancel()
@@ -166,7 +136,7 @@ async def _stream_of(found: Any, teller: shapes.Teller, include_usage: bool) -> 
     if not isinstance(found, Reader):
         answer: Answer = answer_of(found)
         if answer.failure is not None:
-            return _refusal(answer.failure, answer.summary)
+            return refusal(answer.failure, answer.summary)
 
         async def replay() -> AsyncIterator[inference.GenerateResponse]:
             for message in messages_of(answer):
@@ -178,7 +148,7 @@ async def _stream_of(found: Any, teller: shapes.Teller, include_usage: bool) -> 
         first = await anext(messages)
     except errors.TollbookError as error:
         found.leave(End.CALLER_LEFT)
-        return _refusal(error, found.summary)
+        return refusal(error, found.summary)
     except BaseException:
         found.leave(End.CALLER_LEFT)
         raise
@@ -259,33 +229,9 @@ def _told(
     return JSONResponse(teller.whole(choices, summary), headers={"x-request-id": request_id})
 
 
-def _refusal(error: errors.TollbookError, summary: inference.UsageSummary | None) -> Response:
-    status, body, headers = shapes.error_of(error, summary)
-    return JSONResponse(body, status, dict(headers))
-
-
-async def _no_route(request: Request, _error: Exception) -> Response:
-    return _refusal(
-        errors.NotFound(f"there is no {request.method} {request.url.path}", reason="NO_ROUTE"),
-        None,
-    )
-
-
 def _model_of(name: str) -> dict[str, Any]:
     return {"id": name, "object": "model", "created": 0, "owned_by": "tollbook"}
 
 
 def _request_id(request: Request) -> str:
     return request.headers.get("idempotency-key", "")
-
-
-async def _body(request: Request) -> bytes:
-    """The body, within its bound. Errors: InvalidArgument."""
-    data = bytearray()
-    async for piece in request.stream():
-        data += piece
-        if len(data) > MAX_BODY_BYTES:
-            raise errors.InvalidArgument(
-                f"the body has more than {MAX_BODY_BYTES} bytes", reason="BODY_TOO_LARGE"
-            )
-    return bytes(data)

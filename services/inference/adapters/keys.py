@@ -50,17 +50,28 @@ class Keys:
 
     async def resolve(self, authorization: str | None) -> Caller:
         """The caller of an `authorization` value. Errors: Unauthenticated, Unavailable."""
+        return await self.resolve_digest(self.digest_of(authorization))
+
+    async def resolve_digest(self, digest: bytes) -> Caller:
+        """The caller of a secret's digest, for who works on after the call that showed it.
+
+        Errors: Unauthenticated, Unavailable.
+        """
+        caller = await self._caller_of(digest)
+        if caller is None:
+            raise errors.Unauthenticated("no such key, or it is revoked", reason="UNKNOWN_KEY")
+        return caller
+
+    @staticmethod
+    def digest_of(authorization: str | None) -> bytes:
+        """SHA-256 of the secret in an `authorization` value. Errors: Unauthenticated."""
         scheme, _, secret = (authorization or "").partition(" ")
         secret = secret.strip()
         if scheme.lower() != "bearer" or not secret or len(secret) > MAX_SECRET_BYTES:
             raise errors.Unauthenticated(
                 "send metadata `authorization: Bearer SECRET`", reason="NO_KEY"
             )
-        digest = hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
-        caller = await self._caller_of(digest)
-        if caller is None:
-            raise errors.Unauthenticated("no such key, or it is revoked", reason="UNKNOWN_KEY")
-        return caller
+        return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).digest()
 
     async def _caller_of(self, digest: bytes) -> Caller | None:
         known = self._known.get(digest)

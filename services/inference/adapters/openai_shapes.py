@@ -63,40 +63,42 @@ _PARAMETERS: Final = {
 }
 
 
-class _Shape(BaseModel):
+class Shape(BaseModel):
+    """A body: nothing in it goes unread."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _StreamOptions(_Shape):
+class _StreamOptions(Shape):
     include_usage: bool = False
     include_obfuscation: bool | None = None
 
 
-class _TextPart(_Shape):
+class _TextPart(Shape):
     type: Literal["text"]
     text: str
 
 
-class _Message(_Shape):
+class _Message(Shape):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[_TextPart]
     name: str | None = None
     refusal: None = None
 
 
-class _Schema(_Shape):
+class _Schema(Shape):
     name: str = ""
     description: str | None = None
     schema_: Json = Field(alias="schema")
     strict: bool | None = None
 
 
-class _Format(_Shape):
+class _Format(Shape):
     type: Literal["text", "json_object", "json_schema"]
     json_schema: _Schema | None = None
 
 
-class _Common(_Shape):
+class _Common(Shape):
     """What both requests have. Fields typed None are those that cannot be honoured."""
 
     model: str
@@ -205,7 +207,7 @@ class CompletionRequest(_Common):
         )
 
 
-class EmbeddingRequest(_Shape):
+class EmbeddingRequest(Shape):
     """Body of `/v1/embeddings`."""
 
     model: str
@@ -215,10 +217,10 @@ class EmbeddingRequest(_Shape):
     user: str | None = None
 
 
-Shape = TypeVar("Shape", ChatRequest, CompletionRequest, EmbeddingRequest)
+Read = TypeVar("Read", bound=Shape)
 
 
-def parse(kind: type[Shape], body: bytes) -> Shape:
+def parse(kind: type[Read], body: bytes) -> Read:
     """Read a body. Errors: InvalidArgument that names the field."""
     try:
         return kind.model_validate_json(body)

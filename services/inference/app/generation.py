@@ -27,7 +27,7 @@ from inference.app.gate import Gate
 from inference.app.streams import Streams
 from inference.domain import records
 from inference.domain.counting import Tally, output_tokens_of
-from inference.domain.event import complete, summary_of
+from inference.domain.event import BATCH_TIER, complete, summary_of
 from inference.domain.fairness import Ticket
 from inference.domain.outcome import End
 from kernel import errors, telemetry
@@ -72,7 +72,7 @@ class World:
 
 @dataclass(frozen=True, slots=True)
 class Order:
-    """What is asked for: whose, what, of which model."""
+    """What is asked for: whose, what, of which model; `service_tier` is the event's."""
 
     caller: Caller
     request_id: str
@@ -81,6 +81,7 @@ class Order:
     target: port.Target
     provenance: usage.Provenance
     cache_salt: str
+    service_tier: str = ""
 
 
 class Phase(Enum):
@@ -276,7 +277,10 @@ class Generation:
         choices = spec.sampling.n or 1
         self._not_stopped()
         self._ticket = self._world.gate.ask(
-            self.order.caller.account_id, choices, self.prompt_tokens + choices * max_tokens
+            self.order.caller.account_id,
+            choices,
+            self.prompt_tokens + choices * max_tokens,
+            yields=self.order.service_tier == BATCH_TIER,
         )
         await self._world.gate.turn(self._ticket)
         self._not_stopped()
@@ -312,6 +316,7 @@ class Generation:
             served_model=target.served_name,
             base_model=target.base_name,
             adapter=target.adapter,
+            service_tier=self.order.service_tier,
             input_tokens=self.prompt_tokens,
             max_output_tokens=max_output_tokens,
             event_time_us=self._accepted_us,
@@ -352,6 +357,7 @@ class Generation:
             base_model=target.base_name,
             adapter=target.adapter,
             provenance=self.order.provenance,
+            service_tier=self.order.service_tier,
             event_time=timestamp_of(self._accepted_us),
             engine_id=self._world.engine_id,
         )

@@ -85,8 +85,11 @@ class Requests:
         """(requests not settled, their output tokens so far)."""
         return len(self._live), sum(live.output_tokens for live in self._live.values())
 
-    def find(self, caller: Caller, spec: inference.GenerationSpec) -> Reader | Settled:
-        """Attach to the request, give its settled answer, or begin it.
+    def find(
+        self, caller: Caller, spec: inference.GenerationSpec, service_tier: str = ""
+    ) -> Reader | Settled:
+        """Attach to the request, give its settled answer, or begin it, in a tier that prices and
+        turns go by.
 
         Errors: NotFound (model), AlreadyExists (other body), Unavailable.
         """
@@ -109,7 +112,7 @@ class Requests:
                 f"{self._max_account_requests} requests of this account are under way",
                 reason="ACCOUNT_QUEUE_FULL",
             )
-        return self._begin(key, caller, spec, digest, served)
+        return self._begin(key, caller, spec, digest, served, service_tier)
 
     def model(self, name: str) -> Served:
         """What serves a name. Errors: Unavailable (not yet, or no more), NotFound."""
@@ -161,6 +164,7 @@ class Requests:
         spec: inference.GenerationSpec,
         digest: bytes,
         served: Served,
+        service_tier: str,
     ) -> Reader:
         order = Order(
             caller=caller,
@@ -170,6 +174,7 @@ class Requests:
             target=served.target,
             provenance=served.provenance,
             cache_salt=self._salt_of(caller.account_id),
+            service_tier=service_tier,
         )
         generation = Generation(self._world, order)
         reader = generation.reader()

@@ -109,6 +109,11 @@ class Tally:
         """Of these, not handed over."""
         return self.output_tokens - sum(choice.delivered_tokens for choice in self.choices)
 
+    @property
+    def nothing_delivered(self) -> bool:
+        """True when no caller was given a token."""
+        return not any(choice.delivered_tokens for choice in self.choices)
+
     def quantities(self) -> list[usage.Quantity]:
         """The leaves, disjoint, none of them empty."""
         cached = self.cached_tokens

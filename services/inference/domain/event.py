@@ -9,12 +9,16 @@ would have.
 from __future__ import annotations
 
 import hashlib
+from typing import Final
 
 from inference.domain.counting import Tally, input_tokens_of, output_tokens_of
-from inference.domain.outcome import End, finish_reason_of, outcome_of
+from inference.domain.outcome import OURS, End, finish_reason_of, outcome_of
 from kernel.clock import timestamp_of
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
+
+# The tier of a batch's lines, by which rate cards know them.
+BATCH_TIER: Final = "batch"
 
 
 def body_digest(spec: inference.GenerationSpec) -> bytes:
@@ -41,6 +45,10 @@ def complete(
     event.CopyFrom(template)
     event.ClearField("quantities")
     event.quantities.extend(tally.quantities())
+    if event.service_tier == BATCH_TIER and end in OURS and tally.nothing_delivered:
+        # It is run again by the service and not by the caller, who is to pay one prompt.
+        for leaf in event.quantities:
+            leaf.undelivered_amount = leaf.amount
     event.outcome = outcome_of(end, tally.output_tokens)  # type: ignore[assignment]
     reasons = [choice.finish_reason for choice in tally.choices]
     event.finish_reason = finish_reason_of(reasons)  # type: ignore[assignment]

@@ -59,6 +59,17 @@ class FairQueue:
         """Places that nobody has."""
         return self._free
 
+    def lend(self, places: int) -> bool:
+        """Give places to those of another queue, if nobody here waits and so many are free."""
+        if self._waiting or places > self._free:
+            return False
+        self._free -= places
+        return True
+
+    def take_back(self, places: int) -> None:
+        """What was lent is free again."""
+        self._free += places
+
     def push(self, account_id: str, places: int, cost: int) -> Ticket:
         """Queue a request. One that wants more places than an account may have gets those."""
         if places < 1 or cost < 1:
@@ -74,7 +85,14 @@ class FairQueue:
         return ticket
 
     def pop(self) -> Ticket | None:
-        """Admit the next one; None when nobody waits or what is next does not fit yet.
+        """Admit the next one; None when nobody waits or what is next does not fit yet."""
+        ticket = self.next()
+        if ticket is not None:
+            self.admit(ticket)
+        return ticket
+
+    def next(self) -> Ticket | None:
+        """What `pop` would admit.
 
         What is next is not overtaken by what is smaller, or a request with many
         choices would wait for ever; but an account that has all it may have is
@@ -86,13 +104,14 @@ class FairQueue:
             if self._taken.get(account_id, 0) + tickets[0].places <= self.account_places
         )
         ticket = min(heads, key=lambda head: (head.start, head.order), default=None)
-        if ticket is None or ticket.places > self._free:
-            return None
+        return None if ticket is None or ticket.places > self._free else ticket
+
+    def admit(self, ticket: Ticket) -> None:
+        """Give its places to what `next` gave."""
         self._forget(ticket)
         self._virtual = max(self._virtual, ticket.start)
         self._free -= ticket.places
         self._taken[ticket.account_id] = self._taken.get(ticket.account_id, 0) + ticket.places
-        return ticket
 
     def withdraw(self, ticket: Ticket) -> None:
         """Take out one that waits. What its account has queued behind it keeps its starts."""

@@ -19,6 +19,10 @@ class End(Enum):
     DRAINED = "cut off by a shutdown"
 
 
+# Ends that are the service's fault and not its caller's.
+OURS: Final = frozenset({End.ENGINE_FAILED, End.ENGINE_LOST, End.DRAINED})
+
+
 def outcome_of(end: End, output_tokens: int) -> int:
     """The usage.Outcome; a function of both alone, so that a restart decides alike."""
     match end:

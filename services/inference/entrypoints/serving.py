@@ -15,16 +15,21 @@ import grpc.aio
 import structlog
 from tokenizers import Tokenizer
 
+from inference.adapters.batch_lines import Lines
+from inference.adapters.batch_routes import BatchRoutes
+from inference.adapters.batch_store import BatchStore
 from inference.adapters.credit import PricingCredit
 from inference.adapters.grpc_service import InferenceService
 from inference.adapters.http_door import HttpDoor
+from inference.adapters.http_guard import Guard
 from inference.adapters.keys import Keys
 from inference.adapters.models import Adapter, ModelUnusable
 from inference.adapters.publisher import Publisher
 from inference.adapters.spool import Spool, limits_for
+from inference.app.batch_runner import BatchRunner
 from inference.app.books import Books
 from inference.app.dozing import AWAY, Dozing
-from inference.app.gate import Gate
+from inference.app.gate import Gate, yielded_places
 from inference.app.generation import World
 from inference.app.requests import Requests, Served
 from inference.app.residency import Residency
@@ -178,8 +183,10 @@ class Service:
         await server.start()
         reading = asyncio.create_task(books.publish_for_ever(), name="readings")
         requests.admit(self._served)
-        closing = asyncio.Event()
-        http = asyncio.create_task(self._serve_http(requests, keys, closing), name="http door")
+        draining, closing = asyncio.Event(), asyncio.Event()
+        http = asyncio.create_task(
+            self._serve_http(requests, keys, draining, closing), name="http door"
+        )
         await server.set_ready(True)
         log.info("ready", models=sorted(self._served))
         parts = [reading, http]
@@ -195,6 +202,7 @@ class Service:
                 retry_after_ms=RETRY_AFTER_STOP_MS,
             )
         )
+        draining.set()
         # A spool that cannot be written settles nothing: the next start does.
         if not spool.failed.done():
             await requests.drain(settings.drain_ms if status == 0 else SETTLE_LOST_MS)
@@ -208,20 +216,47 @@ class Service:
         await server.stop(1_000)
         return status
 
-    async def _serve_http(self, requests: Requests, keys: Keys, closing: asyncio.Event) -> None:
-        """The HTTP door, until `closing`; without an address there is none."""
+    async def _serve_http(
+        self,
+        requests: Requests,
+        keys: Keys,
+        draining: asyncio.Event,
+        closing: asyncio.Event,
+    ) -> None:
+        """The HTTP door and the batches sent through it, which begin nothing more from
+        `draining` on, until `closing`; without an address there is none.
+        """
         settings = self._settings
         if not settings.http_address:
             await closing.wait()
             return
-        tokenizer = Tokenizer.from_file(str(settings.model / "tokenizer.json"))
+        # It takes a second for a large vocabulary, in which nobody else is to wait.
+        tokenizer = await asyncio.to_thread(
+            Tokenizer.from_file, str(settings.model / "tokenizer.json")
+        )
 
         def encode(text: str) -> list[int]:
             ids: list[int] = tokenizer.encode(text).ids
             return ids
 
-        door = HttpDoor(requests, keys, self._served, encode, self._clock)
-        await web.serve(door.app, settings.http_address, closing)
+        guard = Guard(keys)
+        store = await asyncio.to_thread(BatchStore, settings.spool_dir / "batches")
+        lines = Lines(encode, self._clock)
+        places = yielded_places(settings.engine_requests)
+        runner = BatchRunner(store, requests, keys, self._clock, places, lines.read, lines.tell)
+        batch_routes = BatchRoutes(store, runner, guard, self._clock).routes
+        door = HttpDoor(requests, guard, self._served, encode, self._clock, batch_routes)
+        serving = asyncio.create_task(web.serve(door.app, settings.http_address, closing))
+        try:
+            runner.resume()
+            waiting = asyncio.create_task(draining.wait())
+            await asyncio.wait((serving, waiting), return_when=asyncio.FIRST_COMPLETED)
+            waiting.cancel()
+            runner.close()
+            await serving
+        finally:
+            serving.cancel()
+            await runner.stop()
 
     async def _watch(
         self,

@@ -88,10 +88,7 @@ class AsyncClient:
         """Tokens of a prompt, as they would be charged; runs nothing and costs nothing."""
         call = LogicalCall("", self._retries, timeout_s)
         request = inference.CountTokensRequest(spec=specified(prompt, model, None, None))
-        answer: inference.CountTokensResponse = await self._ask(
-            self._stub.CountTokens, request, call
-        )
-        return answer.prompt_tokens
+        return int((await self._ask(self._stub.CountTokens, request, call)).prompt_tokens)
 
     async def models(self, *, timeout_s: float = TIMEOUT_S) -> tuple[Model, ...]:
         """What is served, in order of name."""

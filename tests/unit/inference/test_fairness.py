@@ -207,3 +207,64 @@ async def test_no_account_fills_the_house(tmp_path: Path) -> None:
     again.leave(End.CALLER_LEFT)
     await made.requests.settled()
     await made.spool.close()
+
+
+# What yields ----------------------------------------------------------------------------
+
+
+async def test_what_yields_waits_while_anybody_else_does() -> None:
+    gate = Gate(8)
+    line = gate.ask("batch", 1, 10, yields=True)
+    await asyncio.wait_for(gate.turn(line), 5)
+    # Of eight places seven are an account's; one wants two and has to wait for them.
+    others = [gate.ask("a", 1, 10) for _ in range(6)]
+    large = gate.ask("b", 2, 10)
+    turn = asyncio.create_task(gate.turn(large))
+    later = gate.ask("other batch", 1, 10, yields=True)
+    waiting = asyncio.create_task(gate.turn(later))
+    await asyncio.sleep(0)
+    assert not turn.done()
+    gate.leave(line)
+    await asyncio.wait_for(turn, 5)
+    # A place is free again, and nobody else waits: but not before.
+    assert not waiting.done()
+    gate.leave(others[0])
+    await asyncio.wait_for(waiting, 5)
+    assert gate.waiting == 0
+
+
+@given(
+    places=st.integers(1, 40),
+    asked=st.lists(st.tuples(st.booleans(), st.integers(1, 3)), max_size=80),
+)
+def test_what_yields_has_a_part_of_the_places_and_gives_all_back(
+    places: int, asked: list[tuple[bool, int]]
+) -> None:
+    async def run() -> None:
+        gate = Gate(places)
+        turns: dict[Ticket, tuple[bool, asyncio.Task[None]]] = {}
+
+        async def going() -> list[Ticket]:
+            await asyncio.sleep(0)
+            now = [ticket for ticket, (_, turn) in turns.items() if turn.done()]
+            assert sum(one.places for one in now) <= places
+            assert sum(one.places for one in now if turns[one][0]) <= max(1, places // 4)
+            return now
+
+        def leave(ticket: Ticket) -> None:
+            gate.leave(ticket)
+            del turns[ticket]
+
+        for yields, wanted in asked:
+            ticket = gate.ask(f"account {wanted}", wanted, 10, yields=yields)
+            turns[ticket] = (yields, asyncio.create_task(gate.turn(ticket)))
+            now = await going()
+            if sum(one.places for one in now) == places:
+                leave(now[0])
+        while turns:
+            now = await going()
+            assert now, "what is left never goes"
+            leave(now[0])
+        assert gate.waiting == 0
+
+    asyncio.run(run())

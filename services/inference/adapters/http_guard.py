@@ -1,0 +1,82 @@
+"""What every route of the HTTP door has: its key, its span, its errors and its body's bound."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any, Final
+
+import structlog
+from opentelemetry import trace
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+
+from inference.adapters import openai_shapes as shapes
+from inference.adapters.keys import Keys
+from inference.app.generation import Caller
+from kernel import errors, grpcs, telemetry
+from tollbook.inference.v1 import inference_pb2 as inference
+
+log = structlog.get_logger()
+
+MAX_BODY_BYTES: Final = grpcs.MAX_MESSAGE_BYTES
+Endpoint = Callable[[Request], Coroutine[Any, Any, Response]]
+Handler = Callable[[Request, Caller], Coroutine[Any, Any, Response]]
+
+
+class Guard:
+    """Goes before every handler."""
+
+    def __init__(self, keys: Keys) -> None:
+        self._keys = keys
+        self._tracer = telemetry.tracer("inference")
+
+    def guarded(self, handler: Handler) -> Endpoint:
+        """Key first, then the handler; every error leaves in OpenAI's shape."""
+
+        async def endpoint(request: Request) -> Response:
+            headers = dict(request.headers)
+            with self._tracer.start_as_current_span(
+                f"{request.method} {request.scope['route'].path}",
+                context=telemetry.context_from(headers),
+                kind=trace.SpanKind.SERVER,
+            ):
+                try:
+                    caller = await self._keys.resolve(headers.get("authorization"))
+                    return await handler(request, caller)
+                except errors.TollbookError as error:
+                    return refusal(error, None)
+                except Exception:
+                    log.exception("a route failed unexpectedly", path=request.url.path)
+                    return refusal(
+                        errors.Internal(
+                            "an unexpected failure; it is in the service's log, please report it",
+                            reason="DEFECT",
+                        ),
+                        None,
+                    )
+
+        return endpoint
+
+
+def refusal(error: errors.TollbookError, summary: inference.UsageSummary | None) -> Response:
+    """An error, with the usage where the request is settled."""
+    status, body, headers = shapes.error_of(error, summary)
+    return JSONResponse(body, status, dict(headers))
+
+
+async def no_route(request: Request, _error: Exception) -> Response:
+    """What there is not, in OpenAI's shape too."""
+    said = f"there is no {request.method} {request.url.path}"
+    return refusal(errors.NotFound(said, reason="NO_ROUTE"), None)
+
+
+async def body_of(request: Request) -> bytes:
+    """The body, within its bound. Errors: InvalidArgument."""
+    data = bytearray()
+    async for piece in request.stream():
+        data += piece
+        if len(data) > MAX_BODY_BYTES:
+            raise errors.InvalidArgument(
+                f"the body has more than {MAX_BODY_BYTES} bytes", reason="BODY_TOO_LARGE"
+            )
+    return bytes(data)

@@ -56,6 +56,9 @@ class ServerSettings(EngineSettings):
     http_address: str = Field(
         default="", description="host:port of the OpenAI-compatible HTTP door; empty: no such door"
     )
+    tool_parser: str = Field(
+        default="", description="vLLM's parser of how the model writes calls of tools; empty: none"
+    )
     pricing_address: str = Field(min_length=3, description="host:port of pricing's gRPC")
     kafka: str = Field(min_length=3, description="bootstrap servers of the broker")
     spool_dir: Path = Field(description="directory of the usage spool, of this process alone")

@@ -61,8 +61,13 @@ _END: Final = "<|im_end|>"
 _SPECIAL: Final = (_END_OF_TEXT, _START, _END)
 
 _CHAT_TEMPLATE: Final = (
+    "{% if tools %}<|im_start|>system\n# Tools\n"
+    "{% for tool in tools %}{{ tool | tojson }}\n{% endfor %}<|im_end|>\n{% endif %}"
     "{% for message in messages %}"
-    "<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n"
+    "<|im_start|>{{ message['role'] }}\n{{ message['content'] or '' }}"
+    "{% for call in message['tool_calls'] or [] %}"
+    "\n<tool_call>\n{{ call['function'] | tojson }}\n</tool_call>"
+    "{% endfor %}<|im_end|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )

@@ -64,7 +64,8 @@ async def service(
 ) -> AsyncIterator[Service]:
     folder = tmp_path_factory.mktemp("inference")
     tinymodel.make(folder / "tiny")
-    place = Place(folder, kafka, keys.address, folder / "tiny", {"TOLLBOOK_CREDIT_POLICY": "lease"})
+    environment = {"TOLLBOOK_CREDIT_POLICY": "lease", "TOLLBOOK_TOOL_PARSER": "hermes"}
+    place = Place(folder, kafka, keys.address, folder / "tiny", environment)
     async with serving(place) as running:
         yield running
         # Whatever the tests did: nothing is missing, nothing is too much.
@@ -697,6 +698,106 @@ async def test_http_a_schema_binds_the_answer_and_counts_like_any_other(
     assert await taken(service, before) == told(answer.usage)[2] > 0
 
 
+WEATHER: dict[str, Any] = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "parameters": {
+            "type": "object",
+            "properties": {"warm": {"type": "boolean"}},
+            "required": ["warm"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+@pytest.mark.parametrize(
+    "choice", ["required", {"type": "function", "function": {"name": "weather"}}], ids=str
+)
+async def test_http_a_function_that_must_be_called_is_called(service: Service, choice: Any) -> None:
+    """Streamed and whole: one request id, so one answer, told twice in the same words."""
+    before = await service.engine()
+    asked: Any = {
+        "model": "tiny",
+        "messages": [
+            {"role": "user", "content": "Is it warm?"},
+            {
+                "role": "assistant",
+                "tool_calls": [
+                    {
+                        "id": "call_1",
+                        "type": "function",
+                        "function": {"name": "weather", "arguments": '{"warm": true}'},
+                    }
+                ],
+            },
+            {"role": "tool", "tool_call_id": "call_1", "content": "42"},
+        ],
+        "tools": [WEATHER],
+        "tool_choice": choice,
+        "parallel_tool_calls": False,
+        "max_tokens": 400,
+        "seed": 1,
+        "extra_headers": {"Idempotency-Key": f"tools-{str(choice)[:4].strip('{')}".strip("'")},
+    }
+    async with openai_client(service, "acct-12") as client:
+        stream = await client.chat.completions.create(
+            **asked, stream=True, stream_options={"include_usage": True}
+        )
+        chunks = [chunk async for chunk in stream]
+        answer = await client.chat.completions.create(**asked)
+        without = {**asked, "tool_choice": "none", "extra_headers": {}}
+        plain = await client.chat.completions.create(**without)
+    (told_choice,) = answer.choices
+    pieces = [
+        piece
+        for chunk in chunks
+        for told_piece in chunk.choices
+        for piece in told_piece.delta.tool_calls or ()
+    ]
+    arguments = "".join(piece.function.arguments or "" for piece in pieces if piece.function)
+    content = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    made = told_choice.message.tool_calls or []
+    if made:
+        (call,) = made
+        assert call.type == "function"
+        assert call.function.name == "weather"
+        assert call.function.arguments == arguments
+        assert pieces[0].id == call.id
+    # A model of random weights may fill its bound with white space; nothing of that is lost.
+    assert content == (told_choice.message.content or "")
+    assert made or content
+    if told_choice.finish_reason == "length":
+        assert told(answer.usage)[2] == 400
+    else:
+        assert told_choice.finish_reason == ("tool_calls" if choice == "required" else "stop")
+        assert isinstance(json.loads(made[0].function.arguments)["warm"], bool)  # type: ignore[union-attr]
+    assert told(chunks[-1].usage) == told(answer.usage)
+    # The tools are input, and counted.
+    assert told(answer.usage)[0] > told(plain.usage)[0]
+    spent = told(answer.usage)[2] + told(plain.usage)[2]
+    assert await taken(service, before) == spent
+
+
+async def test_http_a_model_may_call_or_not_and_its_parser_reads_it(service: Service) -> None:
+    asked: Any = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Is it warm?"}],
+        "tools": [WEATHER],
+        "max_tokens": 30,
+        "seed": 1,
+        "extra_headers": {"Idempotency-Key": "tools-auto"},
+    }
+    async with openai_client(service, "acct-12") as client:
+        answer = await client.chat.completions.create(**asked)
+        stream = await client.chat.completions.create(**asked, stream=True)
+        chunks = [chunk async for chunk in stream]
+    text = answer.choices[0].message.content
+    assert text
+    assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
+
+
 async def test_http_a_caller_that_gives_up_is_counted(service: Service, kafka: str) -> None:
     before = await service.engine()
     async with openai_client(service, "acct-12") as client:
@@ -725,11 +826,12 @@ async def test_http_a_caller_that_gives_up_is_counted(service: Service, kafka: s
         ({"temperature": "hot"}, 400, "temperature", "invalid_field"),
         ({"n": 2**40}, 400, None, "invalid_field"),
         ({"messages": []}, 400, "messages", "invalid_field"),
-        ({"tools": [{"type": "function", "function": {"name": "f"}}]}, 400, "tools", None),
+        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, 400, None, None),
+        ({"tools": [], "tool_choice": "required"}, 400, "tool_choice", None),
         ({"logit_bias": {"1": 1}}, 400, "logit_bias", None),
         ({"messages": [{"role": "user", "content": "x" * 60_000}]}, 400, "messages", None),
     ],
-    ids=["model", "zero", "text", "huge-n", "empty", "tools", "bias", "long"],
+    ids=["model", "zero", "text", "huge-n", "empty", "tool-name", "no-tools", "bias", "long"],
 )
 async def test_http_a_bad_request_costs_nothing_and_says_why(
     service: Service, body: dict[str, Any], status: int, param: str | None, code: str | None

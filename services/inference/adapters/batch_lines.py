@@ -7,6 +7,8 @@ import json
 from collections.abc import Callable
 
 from inference.adapters import openai_shapes as shapes
+from inference.adapters.openai_teller import Teller
+from inference.adapters.openai_tools import Parsing
 from inference.app.batch_line import Answered, Refused
 from kernel import grpcs
 from kernel.clock import Clock
@@ -16,16 +18,20 @@ _CHAT = "/v1/chat/completions"
 
 
 class Lines:
-    """`encode` gives a text's token ids."""
+    """`encode` gives a text's token ids; `parser` as in HttpDoor."""
 
-    def __init__(self, encode: Callable[[str], list[int]], clock: Clock) -> None:
+    def __init__(
+        self, encode: Callable[[str], list[int]], parser: Parsing | None, clock: Clock
+    ) -> None:
         self._encode = encode
+        self._parser = parser
         self._clock = clock
 
     async def read(self, endpoint: str, body: bytes, request_id: str) -> inference.GenerationSpec:
         """The request of a line's body, under an id. Errors: InvalidArgument."""
         if endpoint == _CHAT:
-            spec = shapes.parse(shapes.ChatRequest, body).spec(request_id)
+            chat = shapes.parse(shapes.ChatRequest, body)
+            spec = chat.spec(request_id, chat.bound(self._parser))
         else:
             asked = shapes.parse(shapes.CompletionRequest, body)
             prompt = asked.prompt
@@ -40,7 +46,11 @@ class Lines:
         if isinstance(done, Refused):
             status, told, _headers = shapes.error_of(done.error, done.summary)
             return status, told
-        model = json.loads(body)["model"]
-        teller = shapes.Teller(endpoint == _CHAT, model, self._clock.now_us() // 1_000_000)
+        created_s = self._clock.now_us() // 1_000_000
+        if endpoint == _CHAT:
+            chat = shapes.parse(shapes.ChatRequest, body)
+            teller = Teller(True, chat.model, created_s, chat.bound(self._parser))
+        else:
+            teller = Teller(False, json.loads(body)["model"], created_s)
         teller.request_id = done.request_id
         return 200, teller.whole(done.choices, done.summary)

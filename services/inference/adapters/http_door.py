@@ -21,6 +21,8 @@ from starlette.types import Receive, Scope, Send
 
 from inference.adapters import openai_shapes as shapes
 from inference.adapters.http_guard import Guard, body_of, no_route, refusal
+from inference.adapters.openai_teller import Teller
+from inference.adapters.openai_tools import Bound, Parsing
 from inference.app.generation import Caller, Reader
 from inference.app.requests import Answer, Requests, Served, answer_of, messages_of
 from inference.domain.outcome import End
@@ -32,7 +34,8 @@ Encode = Callable[[str], list[int]]
 
 
 class HttpDoor:
-    """The ASGI application is `app`. `encode` gives a text's token ids; `more` are other
+    """The ASGI application is `app`. `encode` gives a text's token ids; `parser` reads the
+    calls of functions that the model makes of itself, where there is one; `more` are other
     routes under the same guard.
     """
 
@@ -42,12 +45,14 @@ class HttpDoor:
         guard: Guard,
         served: Mapping[str, Served],
         encode: Encode,
+        parser: Parsing | None,
         clock: Clock,
         more: Sequence[Route] = (),
     ) -> None:
         self._requests = requests
         self._served = served
         self._encode = encode
+        self._parser = parser
         self._clock = clock
         guarded = guard.guarded
         self.app = Starlette(
@@ -74,7 +79,9 @@ class HttpDoor:
 
     async def _chat(self, request: Request, caller: Caller) -> Response:
         body = shapes.parse(shapes.ChatRequest, await body_of(request))
-        return await self._generate(request, caller, body, body.spec(_request_id(request)), True)
+        bound = body.bound(self._parser)
+        spec = body.spec(_request_id(request), bound)
+        return await self._generate(request, caller, body, spec, bound)
 
     async def _completion(self, request: Request, caller: Caller) -> Response:
         body = shapes.parse(shapes.CompletionRequest, await body_of(request))
@@ -82,7 +89,7 @@ class HttpDoor:
         if isinstance(prompt, str):
             prompt = await asyncio.to_thread(self._encode, prompt)
         spec = body.spec(_request_id(request), prompt)
-        return await self._generate(request, caller, body, spec, False)
+        return await self._generate(request, caller, body, spec, None)
 
     async def _embeddings(self, request: Request, _caller: Caller) -> Response:
         body = shapes.parse(shapes.EmbeddingRequest, await body_of(request))
@@ -94,10 +101,11 @@ class HttpDoor:
         caller: Caller,
         body: shapes.ChatRequest | shapes.CompletionRequest,
         spec: inference.GenerationSpec,
-        chat: bool,
+        bound: Bound | None,
     ) -> Response:
         grpcs.check(inference.GenerateOnceRequest(spec=spec))
-        teller = shapes.Teller(chat, spec.model, self._clock.now_us() // 1_000_000)
+        created_s = self._clock.now_us() // 1_000_000
+        teller = Teller(bound is not None, spec.model, created_s, bound)
         found = self._requests.find(caller, spec)
         if body.stream:
             include = body.stream_options is not None and body.stream_options.include_usage
@@ -110,7 +118,7 @@ class HttpDoor:
         return _told(teller, answer.request_id, answer.choices, answer.summary)
 
 
-async def _whole(reader: Reader, teller: shapes.Teller, receive: Receive) -> Response:
+async def _whole(reader: Reader, teller: Teller, receive: Receive) -> Response:
     """The whole answer, unless the caller goes first."""
     answering = asyncio.create_task(reader.whole())
     leaving = asyncio.create_task(_disconnected(receive))
@@ -131,7 +139,7 @@ async def _whole(reader: Reader, teller: shapes.Teller, receive: Receive) -> Res
     return _told(teller, answer.request_id, answer.choices, answer.usage)
 
 
-async def _stream_of(found: Any, teller: shapes.Teller, include_usage: bool) -> Response:
+async def _stream_of(found: Any, teller: Teller, include_usage: bool) -> Response:
     """A stream whose head is sent only when it is admitted: a refusal has its own status."""
     if not isinstance(found, Reader):
         answer: Answer = answer_of(found)
@@ -165,7 +173,7 @@ class _EventStream(Response):
         self,
         messages: AsyncIterator[inference.GenerateResponse],
         reader: Reader | None,
-        teller: shapes.Teller,
+        teller: Teller,
         include_usage: bool,
     ) -> None:
         super().__init__(
@@ -220,7 +228,7 @@ async def _disconnected(receive: Receive) -> None:
 
 
 def _told(
-    teller: shapes.Teller,
+    teller: Teller,
     request_id: str,
     choices: Any,
     summary: inference.UsageSummary,

@@ -9,11 +9,19 @@ Format: OpenAI's HTTP API, `/v1/chat/completions`, `/v1/completions`, `/v1/model
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from inference.adapters.openai_tools import (
+    MAX_TOOLS,
+    Bound,
+    Choice,
+    MadeCall,
+    Parsing,
+    Tool,
+)
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -47,16 +55,10 @@ _CODES: Final = {
     "NO_CREDIT": "insufficient_quota",
     "SPEND_LIMIT": "insufficient_quota",
 }
-_FINISH: Final[dict[int, str]] = {
-    usage.FINISH_REASON_STOP: "stop",
-    usage.FINISH_REASON_LENGTH: "length",
-    usage.FINISH_REASON_ABORT: "abort",
-    usage.FINISH_REASON_ERROR: "error",
-    usage.FINISH_REASON_REPETITION: "stop",
-}
 # How our fields are called in a caller's request.
 _PARAMETERS: Final = {
     "spec.request_id": "Idempotency-Key",
+    "spec.chat.tools": "tools",
     "spec.chat": "messages",
     "spec.tokens": "prompt",
     "spec.sampling.json_schema": "response_format",
@@ -81,9 +83,28 @@ class _TextPart(Shape):
 
 class _Message(Shape):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_TextPart]
+    content: str | list[_TextPart] | None = None
     name: str | None = None
     refusal: None = None
+    tool_calls: list[MadeCall] | None = None
+    tool_call_id: str | None = None
+
+    def told(self) -> inference.ChatMessage:
+        """The message as the gate takes it. Errors: InvalidArgument."""
+        if self.content is None and not self.tool_calls:
+            raise errors.InvalidArgument.of_field("messages", "a message has no content")
+        content = self.content or ""
+        return inference.ChatMessage(
+            role="system" if self.role == "developer" else self.role,
+            content=content if isinstance(content, str) else "".join(part.text for part in content),
+            tool_calls=[
+                inference.ToolCall(
+                    id=call.id, name=call.function.name, arguments=call.function.arguments
+                )
+                for call in self.tool_calls or ()
+            ],
+            tool_call_id=self.tool_call_id or "",
+        )
 
 
 class _Schema(Shape):
@@ -150,27 +171,41 @@ class ChatRequest(_Common):
     store: Literal[False] | None = None
     service_tier: Literal["auto", "default"] | None = None
     logprobs: Literal[False] | None = None
+    tools: list[Tool] | None = Field(default=None, max_length=MAX_TOOLS)
+    tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     safety_identifier: str | None = None
     prompt_cache_key: str | None = None
 
-    def spec(self, request_id: str) -> inference.GenerationSpec:
-        """The request as the gate takes it."""
-        messages = [
-            inference.ChatMessage(
-                role="system" if item.role == "developer" else item.role,
-                content=item.content
-                if isinstance(item.content, str)
-                else "".join(part.text for part in item.content),
-            )
-            for item in self.messages
-        ]
+    def bound(self, parser: Parsing | None) -> Bound:
+        """What its tools ask for. Errors: InvalidArgument."""
+        parallel = self.parallel_tool_calls is not False
+        return Bound(self.tools or (), self.tool_choice, parallel, parser)
+
+    def spec(self, request_id: str, bound: Bound | None = None) -> inference.GenerationSpec:
+        """The request as the gate takes it; `bound` where it is known already.
+
+        Errors: InvalidArgument.
+        """
+        bound = bound or self.bound(None)
         wanted = self.max_completion_tokens
+        schema = self._schema()
+        if bound.reading is not None and schema is not None:
+            raise errors.InvalidArgument.of_field(
+                "response_format", "tools and a response_format do not go together: take one"
+            )
+        sampling = self.sampling(
+            self.max_tokens if wanted is None else wanted, bound.schema or schema
+        )
+        # A parser may look for them; text that is bound to a schema has none.
+        sampling.keep_special_tokens = bound.reading is not None and bound.schema is None
         return inference.GenerationSpec(
             request_id=request_id,
             model=self.model,
-            chat=inference.ChatPrompt(messages=messages),
-            sampling=self.sampling(self.max_tokens if wanted is None else wanted, self._schema()),
+            chat=inference.ChatPrompt(
+                messages=[message.told() for message in self.messages], tools=bound.prompt
+            ),
+            sampling=sampling,
         )
 
     def _schema(self) -> str | None:
@@ -249,64 +284,6 @@ def usage_of(summary: inference.UsageSummary) -> Json:
         "prompt_tokens_details": {"cached_tokens": summary.cached_tokens},
         "completion_tokens_details": {"reasoning_tokens": reasoning},
     }
-
-
-class Teller:
-    """Tells one request's answer in the words of chat or of completions."""
-
-    def __init__(self, chat: bool, model: str, created_s: int) -> None:
-        self._chat = chat
-        self._model = model
-        self._created_s = created_s
-        self.request_id = ""
-
-    def _head(self, kind: str) -> Json:
-        return {
-            "id": self.request_id,
-            "object": kind,
-            "created": self._created_s,
-            "model": self._model,
-        }
-
-    def _choice(self, index: int, finish: int | None, **content: Any) -> Json:
-        reason = None if finish is None else _FINISH.get(finish, "stop")
-        return {"index": index, **content, "logprobs": None, "finish_reason": reason}
-
-    def whole(self, choices: Iterable[inference.Choice], summary: inference.UsageSummary) -> Json:
-        """The answer in one object."""
-        told = [
-            self._choice(
-                choice.index,
-                choice.finish_reason,
-                **(
-                    {"message": {"role": "assistant", "content": choice.text, "refusal": None}}
-                    if self._chat
-                    else {"text": choice.text}
-                ),
-            )
-            for choice in choices
-        ]
-        head = self._head("chat.completion" if self._chat else "text_completion")
-        return {**head, "choices": told, "usage": usage_of(summary)}
-
-    def chunk(self, message: inference.GenerateResponse) -> Json | None:
-        """One message of a stream; None where OpenAI's stream has none."""
-        if message.HasField("started"):
-            self.request_id = message.started.request_id
-            return None
-        head = self._head("chat.completion.chunk" if self._chat else "text_completion")
-        if message.HasField("usage"):
-            return {**head, "choices": [], "usage": usage_of(message.usage)}
-        finish: int | None = None
-        if message.HasField("finished"):
-            index, text, finish = message.finished.choice, "", message.finished.finish_reason
-        else:
-            index, text = message.delta.choice, message.delta.text
-        content: Json = {"text": text}
-        if self._chat:
-            told = {"role": "assistant", "content": text} if finish is None else {}
-            content = {"delta": told}
-        return {**head, "choices": [self._choice(index, finish, **content)]}
 
 
 def error_of(

@@ -18,6 +18,7 @@ from tokenizers import Tokenizer
 from inference.adapters.batch_lines import Lines
 from inference.adapters.batch_routes import BatchRoutes
 from inference.adapters.batch_store import BatchStore
+from inference.adapters.call_parser import CallParser
 from inference.adapters.credit import PricingCredit
 from inference.adapters.grpc_service import InferenceService
 from inference.adapters.http_door import HttpDoor
@@ -241,11 +242,14 @@ class Service:
 
         guard = Guard(keys)
         store = await asyncio.to_thread(BatchStore, settings.spool_dir / "batches")
-        lines = Lines(encode, self._clock)
+        parser = None
+        if settings.tool_parser:
+            parser = await asyncio.to_thread(CallParser, settings.tool_parser, settings.model)
+        lines = Lines(encode, parser, self._clock)
         places = yielded_places(settings.engine_requests)
         runner = BatchRunner(store, requests, keys, self._clock, places, lines.read, lines.tell)
         batch_routes = BatchRoutes(store, runner, guard, self._clock).routes
-        door = HttpDoor(requests, guard, self._served, encode, self._clock, batch_routes)
+        door = HttpDoor(requests, guard, self._served, encode, parser, self._clock, batch_routes)
         serving = asyncio.create_task(web.serve(door.app, settings.http_address, closing))
         try:
             runner.resume()

@@ -270,7 +270,7 @@ class House:
         self.made: Bench = bench(folder / "spool")
         self.store = BatchStore(folder / "batches")
         self.keys = OneKey()
-        lines = Lines(lambda text: [1], SystemClock())
+        lines = Lines(lambda text: [1], None, SystemClock())
         keys: Any = self.keys
         self.runner = BatchRunner(
             self.store, self.made.requests, keys, SystemClock(), places, lines.read, lines.tell

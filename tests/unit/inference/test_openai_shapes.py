@@ -88,7 +88,7 @@ def test_what_is_sent_is_what_is_asked_for() -> None:
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"tools": []}, "tools"),
+        ({"functions": []}, "functions"),
         ({"logprobs": True}, "logprobs"),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),

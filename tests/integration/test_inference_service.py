@@ -772,7 +772,7 @@ async def test_http_a_function_that_must_be_called_is_called(service: Service, c
         assert told(answer.usage)[2] == 400
     else:
         assert told_choice.finish_reason == ("tool_calls" if choice == "required" else "stop")
-        assert isinstance(json.loads(made[0].function.arguments)["warm"], bool)  # type: ignore[union-attr]
+        assert isinstance(json.loads(made[0].function.arguments)["warm"], bool)
     assert told(chunks[-1].usage) == told(answer.usage)
     # The tools are input, and counted.
     assert told(answer.usage)[0] > told(plain.usage)[0]

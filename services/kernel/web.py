@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Generator
+from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any, Final, cast
 
 import uvicorn
+from uvicorn.protocols.http.flow_control import service_unavailable
 
 from kernel import errors
 
 _DRAIN_S: Final = 5
-_MAX_CONNECTIONS: Final = 1_000
+MAX_CONNECTIONS: Final = 1_000
+App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class _Server(uvicorn.Server):
@@ -24,21 +26,29 @@ class _Server(uvicorn.Server):
         yield
 
 
-async def serve(app: Any, address: str, stopped: asyncio.Event) -> None:
+async def serve(
+    app: App, address: str, stopped: asyncio.Event, overloaded: App | None = None
+) -> None:
     """Serve an ASGI application at HOST:PORT until `stopped`; then drain.
 
-    Errors: Unavailable when the address cannot be listened on.
+    While there are more than MAX_CONNECTIONS, `overloaded` answers: a 503, in the service's
+    own shape. Errors: Unavailable when the address cannot be listened on.
     """
     host, _, port = address.rpartition(":")
+
+    async def bounded(scope: Any, receive: Any, send: Any) -> None:
+        too_many = len(server.server_state.connections) > MAX_CONNECTIONS
+        await (refuse if too_many else app)(scope, receive, send)
+
+    refuse = overloaded or cast(App, service_unavailable)
     config = uvicorn.Config(
-        app,
+        bounded,
         host=host,
         port=int(port),
         log_config=None,
         access_log=False,
         lifespan="off",
         server_header=False,
-        limit_concurrency=_MAX_CONNECTIONS,
         timeout_graceful_shutdown=_DRAIN_S,
     )
     server = _Server(config)

@@ -22,6 +22,7 @@ import pytest_asyncio
 from google.rpc import error_details_pb2
 from openai import AsyncOpenAI
 from openai.types import CompletionUsage
+from tests.integration import node_openai
 from tests.integration.inference_service import (
     KeyServer,
     Place,
@@ -876,6 +877,37 @@ async def test_http_every_route_needs_a_key(service: Service, method: str, path:
             assert answer.status_code == 401
             assert answer.json()["error"]["code"] == "invalid_api_key"
         assert (await client.get("/no-such")).json()["error"]["code"] == "no_route"
+
+
+async def test_http_the_node_package_is_told_what_is_billed(
+    service: Service, kafka: str, tmp_path: Path
+) -> None:
+    count = 500
+    before = await service.engine()
+    settings = {
+        "OPENAI_BASE_URL": f"http://{service.place.http}/v1",
+        "OPENAI_API_KEY": secret_of("acct-15"),
+    }
+    printed = await asyncio.to_thread(
+        node_openai.run, "callers.mjs", tmp_path, settings, str(count)
+    )
+    lines = [json.loads(line) for line in printed.splitlines()]
+    said = {
+        one["id"]: (one["prompt"], one["cached"], one["output"]) for one in lines if "id" in one
+    }
+    left = {one["left"] for one in lines if "left" in one}
+    assert (len(said), len(left), len(lines)) == (count * 4 // 5, count // 5, count)
+    generated = await taken(service, before)
+    wanted = {("acct-15", name) for name in (*said, *left)}
+    events = events_of(await eventually_in_topic(kafka, wanted))
+    for name, figures in said.items():
+        assert billed(events[("acct-15", name)]) == figures
+    for name in left:
+        event = events[("acct-15", name)]
+        assert event.outcome == usage.OUTCOME_CLIENT_ABORT
+        assert 0 < output_of(event) < 3_000
+    # Also of what was sent twice each token is billed once.
+    assert sum(output_of(events[key]) for key in wanted) == generated
 
 
 def batch_line(custom_id: str, **body: Any) -> str:

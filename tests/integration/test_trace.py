@@ -402,6 +402,7 @@ async def test_an_answer_lost_on_the_way_is_asked_for_again_and_billed_once(
 def test_an_openai_client_is_told_what_its_receipt_says(system: System) -> None:
     """The page's example and its curl, with the address that `tollbook env` gives."""
     shell = {**system.shell, "OPENAI_API_KEY": system.shell["TOLLBOOK_SECRET"]}
+    assert shell["OPENAI_BASE_URL"] in system.tollbook("status")
     page = (EXAMPLES.parent / "callers.md").read_text()
     (call,) = re.findall(r"^curl -s \$OPENAI_BASE_URL.*?}'$", page, re.MULTILINE | re.DOTALL)
     answer = json.loads(run(["sh", "-c", call], shell))
@@ -417,6 +418,20 @@ def test_an_openai_client_is_told_what_its_receipt_says(system: System) -> None:
         for line in receipt(system.stack, "first-1").lines
         if line.leaf.direction == usage_pb2.DIRECTION_IN
     )
+
+
+def test_a_batch_of_the_page_is_charged_at_its_own_price(system: System) -> None:
+    shell = {**system.shell, "OPENAI_API_KEY": system.shell["TOLLBOOK_SECRET"]}
+    said = run([sys.executable, str(EXAMPLES / "batch.py")], shell)
+    assert said.startswith("completed: "), said
+    told = re.findall(r"^(\S+): (\d+) output tokens", said, re.MULTILINE)
+    assert len(told) == 2, said
+    for request_id, tokens in told:
+        charged = receipt(system.stack, request_id)
+        assert output_of(charged) == int(tokens)
+        assert all(line.rule.endswith("*batch") for line in charged.lines), charged
+        out = next(x for x in charged.lines if x.leaf.direction == usage_pb2.DIRECTION_OUT)
+        assert int(out.unit_price_pico) == 300_000
 
 
 def test_a_cancelled_request_is_billed_what_was_generated(system: System) -> None:

@@ -9,11 +9,12 @@ import structlog
 from opentelemetry import trace
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
+from starlette.types import Receive, Scope, Send
 
 from inference.adapters import openai_shapes as shapes
 from inference.adapters.keys import Keys
 from inference.app.generation import Caller
-from kernel import errors, grpcs, telemetry
+from kernel import errors, grpcs, telemetry, web
 from tollbook.inference.v1 import inference_pb2 as inference
 
 log = structlog.get_logger()
@@ -62,6 +63,17 @@ def refusal(error: errors.TollbookError, summary: inference.UsageSummary | None)
     """An error, with the usage where the request is settled."""
     status, body, headers = shapes.error_of(error, summary)
     return JSONResponse(body, status, dict(headers))
+
+
+async def overloaded(scope: Scope, receive: Receive, send: Send) -> None:
+    """The answer while there are more connections than are served."""
+    error = errors.Unavailable(
+        f"{web.MAX_CONNECTIONS} connections are open; close some, or ask again",
+        reason="TOO_MANY_CONNECTIONS",
+    )
+    response = refusal(error, None)
+    response.headers["connection"] = "close"
+    await response(scope, receive, send)
 
 
 async def no_route(request: Request, _error: Exception) -> Response:

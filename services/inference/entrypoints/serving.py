@@ -22,7 +22,7 @@ from inference.adapters.call_parser import CallParser
 from inference.adapters.credit import PricingCredit
 from inference.adapters.grpc_service import InferenceService
 from inference.adapters.http_door import HttpDoor
-from inference.adapters.http_guard import Guard
+from inference.adapters.http_guard import Guard, overloaded
 from inference.adapters.keys import Keys
 from inference.adapters.models import Adapter, ModelUnusable
 from inference.adapters.publisher import Publisher
@@ -250,7 +250,9 @@ class Service:
         runner = BatchRunner(store, requests, keys, self._clock, places, lines.read, lines.tell)
         batch_routes = BatchRoutes(store, runner, guard, self._clock).routes
         door = HttpDoor(requests, guard, self._served, encode, parser, self._clock, batch_routes)
-        serving = asyncio.create_task(web.serve(door.app, settings.http_address, closing))
+        serving = asyncio.create_task(
+            web.serve(door.app, settings.http_address, closing, overloaded)
+        )
         try:
             runner.resume()
             waiting = asyncio.create_task(draining.wait())

@@ -123,6 +123,7 @@ def _where(part: PartState) -> str:
 
 async def _rows(stack: Stack, state: StackState) -> list[dict[str, str | int]]:
     probes = {part.name: part for part in stack.parts() if isinstance(part, Process)}
+    also = {name: probe.also for name, probe in probes.items()}
 
     async def one(name: str, part: PartState) -> dict[str, str | int]:
         shown: str = part.status
@@ -134,7 +135,7 @@ async def _rows(stack: Stack, state: StackState) -> list[dict[str, str | int]]:
             "pid": part.process.pid if part.process is not None else 0,
             "starts": part.starts,
             "for": _for(part),
-            "where": _where(part),
+            "where": " ".join(filter(None, (_where(part), also.get(name)))),
         }
 
     return list(await asyncio.gather(*(one(name, part) for name, part in state.parts.items())))

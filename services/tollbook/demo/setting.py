@@ -16,6 +16,8 @@ _HEAD: Final = """\
 card: demo
 currency: USD
 effective_from: 2026-01-01T00:00:00Z
+multipliers:
+  - {id: batch, match: {service_tier: batch}, factor: 0.5}
 lines:
 """
 # An adapter pays its base model's prices, but for its output.

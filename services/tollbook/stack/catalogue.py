@@ -262,6 +262,7 @@ class _Builder:
         uses: tuple[str, ...] = (),
         start_timeout_s: float = 60,
         http: str = "",
+        also: str = "",
     ) -> Process:
         """A service of ours: kept running, asked through gRPC's health protocol, or at the path
         that `http` names.
@@ -276,6 +277,7 @@ class _Builder:
                 probes.http_ok(f"http://{address}{http}") if http else probes.grpc_serving(address)
             ),
             address=address,
+            also=also,
             needs=needs,
             uses=uses,
             folder=self.home.root,
@@ -418,6 +420,7 @@ class _Builder:
                 self.unless_given("model", "topic"),
                 uses=("pricing-server",),
                 start_timeout_s=240,
+                also=f"http://{wiring.address('inference-http')}/v1",
             ),
         ]
 

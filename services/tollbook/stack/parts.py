@@ -36,6 +36,7 @@ class Process:
     prepare: Callable[[], Awaitable[None]] | None
     probe: Probe
     address: str
+    also: str = ""  # another address, for people
     needs: tuple[str, ...] = ()  # must be ready before this one is started
     uses: tuple[str, ...] = ()  # talked to while it runs, waited for by the part itself
     brings: tuple[str, ...] = ()  # what makes it useful, when it is asked for by name

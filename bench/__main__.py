@@ -30,6 +30,7 @@ BENCHES: Final = {
     "rating": "log leaves to charges on one core, beside a plain loop of decimals",
     "changes": "preview of the log's own usage, and an approval until it prices",
     "balances": "Reserve and GetBalance through gRPC; topic to balance, and a rebuild, beside SQL",
+    "serving": "tokens/s and first token by gRPC and HTTP, batch lines/s, beside the engine alone",
     "path": "last token to balance, and tokens/s through gRPC beside the engine alone",
 }
 

@@ -1,6 +1,7 @@
 """The engine alone, in a process of its own: the baseline of what goes through the service.
 
-Prints one JSON object: tokens a second, the median of its rounds.
+Prints one JSON object: tokens a second, the median of its rounds, and milliseconds to the first
+token.
 """
 
 from __future__ import annotations
@@ -13,13 +14,16 @@ import tempfile
 from pathlib import Path
 
 from bench import engine_load
+from bench.usage_load import percentiles
 from inference import tinymodel
 from inference.adapters.vllm_engine import VllmEngine
 from inference.adapters.vllm_start import VllmOptions
 from kernel import telemetry
 
 
-async def _rounds(engine: VllmEngine, concurrency: int, requests: int, rounds: int) -> float:
+async def _rounds(
+    engine: VllmEngine, concurrency: int, requests: int, rounds: int
+) -> engine_load.Samples:
     await engine.start()
     try:
         ask = engine_load.alone(engine)
@@ -27,7 +31,7 @@ async def _rounds(engine: VllmEngine, concurrency: int, requests: int, rounds: i
         seen = engine_load.Samples()
         for number in range(rounds):
             await engine_load.one_round(ask, f"round-{number}", concurrency, requests, seen)
-        return statistics.median(seen.tokens_per_s)
+        return seen
     finally:
         await engine.stop()
 
@@ -41,8 +45,12 @@ def main() -> None:
         engine = VllmEngine(
             VllmOptions(Path(scratch) / "model", threads=1, kv_cache_gib=1, max_running=64)
         )
-        rate = asyncio.run(_rounds(engine, concurrency, requests, rounds))
-    print(json.dumps({"tokens_per_s": round(rate)}))
+        seen = asyncio.run(_rounds(engine, concurrency, requests, rounds))
+    figures = {
+        "tokens_per_s": round(statistics.median(seen.tokens_per_s)),
+        "first_token_ms": percentiles(seen.first_token_ms),
+    }
+    print(json.dumps(figures))
 
 
 if __name__ == "__main__":

@@ -22,10 +22,10 @@ class Request:
     served_model: str
     base_model: str
     adapter: str
-    service_tier: str
     input_tokens: int
     max_output_tokens: int
     event_time_us: int
+    service_tier: str = ""
 
 
 class Credit(Protocol):

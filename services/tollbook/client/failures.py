@@ -34,8 +34,6 @@ from tollbook.inference.v1 import inference_pb2 as inference
 M = TypeVar("M", bound=Message)
 
 _CUT_OFF: Final = frozenset({grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED})
-# A reason of this client's own: no service says it.
-_LEFT: Final = "LEFT"
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +61,7 @@ class Failure:
 
         CANCELLED that the caller did not ask for is a server's that stopped under the call.
         """
-        return self.code in _CUT_OFF and self.usage is None and self.reason != _LEFT
+        return self.code in _CUT_OFF and self.usage is None
 
     @property
     def advice(self) -> str:
@@ -185,7 +183,7 @@ CUT: Final = Failure(
 )
 # The caller's own end of a call, or of the client that it was made with.
 CANCELLED: Final = Failure(
-    grpc.StatusCode.CANCELLED, "the call was cancelled here, or its client closed", reason=_LEFT
+    grpc.StatusCode.CANCELLED, "the call was cancelled here, or its client closed"
 )
 CHANGED: Final = Failure(
     grpc.StatusCode.ABORTED,

@@ -1,56 +1,41 @@
-"""vLLM's own parser of calls, as the HTTP door uses it: in pieces and whole, the same calls."""
+"""vLLM's own parser of calls, as the HTTP door uses it: the same calls in any pieces."""
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from tokenizers import Tokenizer
+from tests.integration import call_parser_probe as probe
 
 from inference import tinymodel
-from inference.adapters.call_parser import CallParser
-from inference.adapters.models import ModelUnusable
-from inference.adapters.openai_tools import Bound, ChoiceTeller, Tool
 
 pytestmark = [pytest.mark.integration, pytest.mark.engine]
 
-TOOL = Tool.model_validate(
-    {"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}
-)
-ARGUMENTS = '{"city": "Paris", "days": [1, 2]}'
-CALL = f'<tool_call>\n{{"name": "weather", "arguments": {ARGUMENTS}}}\n</tool_call>'
-WANTED = {"city": "Paris", "days": [1, 2]}
 
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    tinymodel.make(folder)
-    return folder / "model"
-
-
-@pytest.mark.parametrize("piece", [1, 3, 1_000])
-def test_hermes_is_read_in_any_pieces(model: Path, piece: int) -> None:
-    bound = Bound([TOOL], "auto", True, CallParser("hermes", model))
-    tokenizer = Tokenizer.from_file(str(model / "tokenizer.json"))
-    ids = tokenizer.encode(f"Let me look. {CALL}\n{CALL}").ids
-    assert bound.reading is not None
-    teller = ChoiceTeller(bound, bound.reading(), "r", 0)
-    told = []
-    for begin in range(0, len(ids), piece):
-        some = ids[begin : begin + piece]
-        text = tokenizer.decode(ids[: begin + piece])[len(tokenizer.decode(ids[:begin])) :]
-        told.append(teller.feed(text, some))
-    told.append(teller.end())
-    assert "".join(one.get("content", "") for one in told).strip() == "Let me look."
-    arguments = {0: "", 1: ""}
-    for call in (call for one in told for call in one.get("tool_calls", ())):
-        arguments[call["index"]] += call["function"]["arguments"]
-    assert [json.loads(text) for text in arguments.values()] == [WANTED, WANTED]
-    assert teller.ends_as_calls
-
-
-def test_a_parser_that_is_not_there_is_named_with_those_that_are(model: Path) -> None:
-    with pytest.raises(ModelUnusable, match=r"no parser 'herms'; there are .*hermes"):
-        CallParser("herms", model)
+def test_hermes_is_read_in_any_pieces_and_no_parser_is_said_to_be_none(tmp_path: Path) -> None:
+    tinymodel.make(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.integration.call_parser_probe", str(tmp_path / "model")],
+        cwd=Path(__file__).resolve().parents[2],
+        env={"PYTHONPATH": ":".join(sys.path), "HF_HUB_OFFLINE": "1", "PATH": ""},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    *read, refused = map(json.loads, filter(None, done.stdout.splitlines()))
+    wanted = json.loads(probe.ARGUMENTS)
+    assert read == len(probe.PIECES) * [
+        {
+            "content": "Let me look.",
+            "names": ["weather", "weather"],
+            "arguments": [wanted, wanted],
+            "ends_as_calls": True,
+        }
+    ]
+    assert re.search("no parser 'herms'; there are .*hermes", refused)

@@ -826,7 +826,12 @@ async def test_http_a_caller_that_gives_up_is_counted(service: Service, kafka: s
         ({"temperature": "hot"}, 400, "temperature", "invalid_field"),
         ({"n": 2**40}, 400, None, "invalid_field"),
         ({"messages": []}, 400, "messages", "invalid_field"),
-        ({"tools": [{"type": "function", "function": {"name": "f g"}}]}, 400, None, None),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f g"}}]},
+            400,
+            "tools.0.function.name",
+            None,
+        ),
         ({"tools": [], "tool_choice": "required"}, 400, "tool_choice", None),
         ({"logit_bias": {"1": 1}}, 400, "logit_bias", None),
         ({"messages": [{"role": "user", "content": "x" * 60_000}]}, 400, "messages", None),

@@ -73,9 +73,9 @@ class BatchRoutes:
         try:
             upload = form.get("file")
             if not isinstance(upload, UploadFile):
-                raise errors.InvalidArgument.of_field("file", "the form has no file")
+                raise errors.InvalidArgument.of_field("file", "file: the form has none")
             if form.get("purpose") != "batch":
-                raise errors.InvalidArgument.of_field("purpose", "must be batch")
+                raise errors.InvalidArgument.of_field("purpose", "purpose: must be batch")
             file = File(
                 id=new_id("file"),
                 account_id=caller.account_id,
@@ -114,17 +114,19 @@ class BatchRoutes:
         asked = openai_shapes.parse(batch_shapes.BatchRequest, await body_of(request))
         if asked.endpoint not in batches.ENDPOINTS:
             known = ", ".join(batches.ENDPOINTS)
-            raise errors.InvalidArgument.of_field("endpoint", f"must be one of {known}")
+            raise errors.InvalidArgument.of_field("endpoint", f"endpoint: must be one of {known}")
         metadata = asked.metadata or {}
         if any(len(name) > _METADATA_CHARS[0] for name in metadata) or any(
             len(value) > _METADATA_CHARS[1] for value in metadata.values()
         ):
             raise errors.InvalidArgument.of_field(
-                "metadata", "a name has at most 64 letters, a value 512"
+                "metadata", "metadata: a name has at most 64 letters, a value 512"
             )
         file = self._store.file(caller.account_id, asked.input_file_id)
         if file.purpose != "batch":
-            raise errors.InvalidArgument.of_field("input_file_id", "its purpose must be batch")
+            raise errors.InvalidArgument.of_field(
+                "input_file_id", "input_file_id: that file's purpose must be batch"
+            )
         self._store.room_for_batch(caller.account_id)
         now_s = self._now_s()
         batch = Batch(
@@ -167,7 +169,7 @@ class BatchRoutes:
 def _page(request: Request, items: list[dict[str, Any]], standard: int) -> Response:
     given = request.query_params.get("limit", str(standard))
     if not given.isascii() or not given.isdecimal() or not 1 <= int(given[:9]) <= _MAX_PAGE:
-        raise errors.InvalidArgument.of_field("limit", f"a number of 1 to {_MAX_PAGE}")
+        raise errors.InvalidArgument.of_field("limit", f"limit: a number of 1 to {_MAX_PAGE}")
     after = request.query_params.get("after")
     return JSONResponse(batch_shapes.page_of(items, after, int(given)))
 

@@ -39,6 +39,7 @@ from tollbook.pricing.v1 import (
     money_pb2,
     pricing_pb2,
     reports_pb2,
+    statements_pb2,
 )
 from tollbook.usage.v1 import usage_pb2
 
@@ -55,6 +56,7 @@ CONTRACT = (
     money_pb2,
     pricing_pb2,
     reports_pb2,
+    statements_pb2,
     usage_pb2,
 )
 VALIDATOR = rules.Validator()

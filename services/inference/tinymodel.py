@@ -22,6 +22,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -226,7 +227,7 @@ def make(out: Path, shape: Shape = TINY) -> None:
 
     Each directory appears at once, by rename, so a reader never sees half of one.
     """
-    parts = (
+    parts: tuple[tuple[Path, Callable[[Path], None]], ...] = (
         (out / "model", lambda path: _write_model(path, shape)),
         (out / "adapters" / ADAPTER_NAME, lambda path: _write_adapter(path, shape, _SEED + 1)),
     )

@@ -19,7 +19,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import json
 import multiprocessing
 from collections.abc import AsyncIterator
 from typing import Any, Final
@@ -28,6 +27,7 @@ import structlog
 
 from inference import engine as port
 from inference.adapters import vllm_nursery, vllm_start
+from inference.adapters.conversation import messages_of, tools_of
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -47,22 +47,6 @@ _FINISH_REASONS: Final = {
     "error": usage.FINISH_REASON_ERROR,
     "repetition": usage.FINISH_REASON_REPETITION,
 }
-
-
-def _message_of(message: inference.ChatMessage) -> dict[str, Any]:
-    told: dict[str, Any] = {"role": message.role, "content": message.content}
-    if message.tool_calls:
-        told["tool_calls"] = [
-            {
-                "id": call.id,
-                "type": "function",
-                "function": {"name": call.name, "arguments": call.arguments},
-            }
-            for call in message.tool_calls
-        ]
-    if message.tool_call_id:
-        told["tool_call_id"] = message.tool_call_id
-    return told
 
 
 class _CounterLogger:
@@ -186,14 +170,14 @@ class VllmEngine:
             token_ids = list(spec.tokens.token_ids)
             self._check_prompt(token_ids, "spec.tokens.token_ids")
             return port.Prompt(token_ids, self._tokens_form(token_ids, cache_salt))
-        conversation = [_message_of(message) for message in spec.chat.messages]
+        messages = messages_of(spec)
         arguments: dict[str, Any] = {"add_generation_prompt": True}
-        if spec.chat.tools:
-            arguments["tools"] = self._tools_of(spec)
+        if tools := tools_of(spec, getattr(self._llm.renderer.tokenizer, "chat_template", None)):
+            arguments["tools"] = tools
         # vLLM is not to truncate; what it finds too long it refuses itself.
         try:
             _, (form,) = await self._llm.renderer.render_chat_async(
-                [conversation],
+                [messages],
                 ChatParams(chat_template_kwargs=arguments),
                 prompt_extras={"cache_salt": cache_salt} if cache_salt else None,
             )
@@ -208,22 +192,6 @@ class VllmEngine:
         token_ids = list(form["prompt_token_ids"])
         self._check_prompt(token_ids, "spec.chat")
         return port.Prompt(token_ids, form)
-
-    def _tools_of(self, spec: inference.GenerationSpec) -> list[Any]:
-        """The tools as the template takes them. Errors: InvalidArgument."""
-        if not self._takes_tools:
-            raise errors.InvalidArgument.of_field(
-                "spec.chat.tools", "this model's chat template knows no tools: leave them out"
-            )
-        tools = []
-        for number, text in enumerate(spec.chat.tools):
-            try:
-                tools.append(json.loads(text))
-            except (ValueError, RecursionError) as error:
-                raise errors.InvalidArgument.of_field(
-                    f"spec.chat.tools[{number}]", f"not JSON: {error}"
-                ) from error
-        return tools
 
     def _check_prompt(self, token_ids: list[int], field: str) -> None:
         from vllm.exceptions import VLLMValidationError
@@ -247,12 +215,6 @@ class VllmEngine:
             reason="INVALID_PROMPT",
             violations=(errors.FieldViolation(field, problem),),
         )
-
-    @property
-    def _takes_tools(self) -> bool:
-        """A template that does not name them would leave them out in silence."""
-        template: Any = getattr(self._llm.renderer.tokenizer, "chat_template", None)
-        return "tools" in str(template or "")
 
     @staticmethod
     def _tokens_form(token_ids: list[int], cache_salt: str) -> Any:

@@ -13,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
 
+from inference.adapters.conversation import messages_of, tools_of
 from inference.adapters.models import ModelUnusable
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
@@ -44,6 +45,11 @@ class Words:
 
     async def render(self, spec: inference.GenerationSpec, context_tokens: int) -> list[int]:
         """A prompt's ids. Errors: InvalidArgument (over-length, unknown ids, no such roles)."""
+        if spec.sampling.keep_special_tokens:
+            raise errors.InvalidArgument.of_field(
+                "spec.sampling.keep_special_tokens",
+                "the server that generates gives text without special tokens",
+            )
         if spec.WhichOneof("prompt") == "tokens":
             ids, field = list(spec.tokens.token_ids), "spec.tokens.token_ids"
         else:
@@ -68,12 +74,15 @@ class Words:
         return ids
 
     def _chat(self, spec: inference.GenerationSpec) -> list[int]:
-        conversation = [
-            {"role": message.role, "content": message.content} for message in spec.chat.messages
-        ]
+        messages = messages_of(spec)
+        tools = tools_of(spec, self._tokenizer.chat_template)
         try:
             given = self._tokenizer.apply_chat_template(
-                conversation, add_generation_prompt=True, tokenize=True, return_dict=False
+                messages,
+                tools=tools or None,
+                add_generation_prompt=True,
+                tokenize=True,
+                return_dict=False,
             )
         except Exception as error:
             problem = f"the conversation cannot be rendered: {error}"

@@ -101,7 +101,7 @@ def spoil(chunk: dict[str, Any], lie: str) -> None:
     elif usage and lie == "more":
         usage["completion_tokens"] += 7
     elif usage and lie == "fewer":
-        usage["completion_tokens"] -= 3
+        usage["completion_tokens"] = max(0, usage["completion_tokens"] - 3)
     elif usage and lie == "prompt":
         usage["prompt_tokens"] += 5
     elif usage and lie == "cached":

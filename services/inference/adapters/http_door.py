@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -24,7 +24,8 @@ from starlette.types import Receive, Scope, Send
 from inference.adapters import openai_shapes as shapes
 from inference.adapters.keys import Keys
 from inference.app.generation import Caller, Reader
-from inference.app.requests import Answer, Requests, Served, answer_of, messages_of
+from inference.app.requests import Answer, Requests, answer_of, messages_of
+from inference.app.shelf import Shelf
 from inference.domain.outcome import End
 from kernel import errors, grpcs, telemetry
 from kernel.clock import Clock
@@ -44,13 +45,13 @@ class HttpDoor:
         self,
         requests: Requests,
         keys: Keys,
-        served: Mapping[str, Served],
+        shelf: Shelf,
         encode: Encode,
         clock: Clock,
     ) -> None:
         self._requests = requests
         self._keys = keys
-        self._served = served
+        self._shelf = shelf
         self._encode = encode
         self._clock = clock
         self._tracer = telemetry.tracer("inference")
@@ -92,14 +93,14 @@ class HttpDoor:
 
         return endpoint
 
-    async def _models(self, _request: Request, _caller: Caller) -> Response:
-        data = [_model_of(name) for name in sorted(self._served)]
+    async def _models(self, _request: Request, caller: Caller) -> Response:
+        visible = self._shelf.visible(caller.account_id, caller.project_id)
+        data = [_model_of(name) for name in visible]
         return JSONResponse({"object": "list", "data": data})
 
-    async def _model(self, request: Request, _caller: Caller) -> Response:
+    async def _model(self, request: Request, caller: Caller) -> Response:
         name = request.path_params["name"]
-        if name not in self._served:
-            raise errors.NotFound(f"no model {name!r}", reason="UNKNOWN_MODEL")
+        self._shelf.find(name, caller.account_id, caller.project_id)
         return JSONResponse(_model_of(name))
 
     async def _chat(self, request: Request, caller: Caller) -> Response:
@@ -114,9 +115,9 @@ class HttpDoor:
         spec = body.spec(_request_id(request), prompt)
         return await self._generate(request, caller, body, spec, False)
 
-    async def _embeddings(self, request: Request, _caller: Caller) -> Response:
+    async def _embeddings(self, request: Request, caller: Caller) -> Response:
         body = shapes.parse(shapes.EmbeddingRequest, await _body(request))
-        raise self._requests.cannot_embed(body.model)
+        raise self._requests.cannot_embed(caller, body.model)
 
     async def _generate(
         self,

@@ -32,9 +32,13 @@ _OWNER: Final = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
 class AdapterStore:
-    """`source`: where adapters are put for us. `kept`: our copies, this process's alone."""
+    """`source`: where adapters are put for us. `kept`: our copies, this process's alone.
+    `model`: the base model's directory, which they must fit.
+    """
 
-    def __init__(self, base_name: str, source: Path | None, kept: Path, max_rank: int) -> None:
+    def __init__(
+        self, base_name: str, model: Path, source: Path | None, kept: Path, max_rank: int
+    ) -> None:
         """Errors: ModelUnusable, when the source is not there."""
         if source is not None and not source.is_dir():
             raise models.ModelUnusable(f"{source}, the directory of adapters, is not there")
@@ -42,6 +46,7 @@ class AdapterStore:
         self._source = source
         self._kept = kept
         self._max_rank = max_rank
+        self._base_shapes = models.base_shapes(model) if source is not None else {}
         # A dead process's: what is loaded is copied again.
         shutil.rmtree(kept, ignore_errors=True)
 
@@ -82,7 +87,7 @@ class AdapterStore:
         for name in (CONFIG_FILE, WEIGHTS_FILE, OWNER_FILE):
             _copy(source / name, scratch / name, needed=name != OWNER_FILE)
         rank = models.rank_of(scratch, self._max_rank)
-        models.check_weights(scratch / WEIGHTS_FILE)
+        models.check_weights(scratch / WEIGHTS_FILE, self._base_shapes, self._max_rank)
         account_id, project_id = _owner_of(scratch / OWNER_FILE)
         digest = models.digest_of(sorted(scratch.iterdir()))
         target = self._kept / digest.hex()

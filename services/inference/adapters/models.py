@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,6 +19,7 @@ from inference.app.shelf import Served
 from inference.engine import Target
 from tollbook.usage.v1 import usage_pb2 as usage
 
+_PEFT_PREFIX: Final = "base_model.model."
 _CHUNK_BYTES: Final = 1 << 20
 _WEIGHTS: Final = ("*.safetensors", "*.bin")
 _TOKENIZER: Final = (
@@ -96,8 +97,8 @@ def rank_of(adapter: Path, max_rank: int) -> int:
     return rank
 
 
-def check_weights(path: Path) -> None:
-    """Read a safetensors file's head and hold it against its length.
+def shapes_of(path: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of a safetensors file's tensors, by name, from its head.
 
     Errors: ModelUnusable, for a file that is cut off, or is another kind of file.
     """
@@ -105,11 +106,40 @@ def check_weights(path: Path) -> None:
 
     try:
         with safe_open(path, "np") as weights:
+            # No mapping, so its keys are asked for.
             names = list(weights.keys())
+            return {name: tuple(weights.get_slice(name).get_shape()) for name in names}
     except (SafetensorError, OSError) as error:
         raise ModelUnusable(f"{path} is no whole safetensors file: {error}") from error
-    if not names:
+
+
+def base_shapes(model: Path) -> dict[str, tuple[int, ...]]:
+    """Shapes of all of a model's tensors; none where its weights are elsewhere."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for path in _files(model, ("*.safetensors",)):
+        shapes |= shapes_of(path)
+    return shapes
+
+
+def check_weights(path: Path, base: Mapping[str, tuple[int, ...]], max_rank: int) -> None:
+    """Hold an adapter's matrices against the model's: vLLM 0.32 takes in what does not fit.
+
+    A is (rank, in) and B (out, rank) of a base weight that is (out, in). What the model
+    has under another name is left to the engine. Errors: ModelUnusable.
+    """
+    shapes = shapes_of(path)
+    if not shapes:
         raise ModelUnusable(f"{path} holds no weights")
+    for name, shape in shapes.items():
+        module, _, matrix = name.removesuffix(".weight").rpartition(".")
+        known = base.get(f"{module.removeprefix(_PEFT_PREFIX)}.weight")
+        if matrix not in ("lora_A", "lora_B") or known is None:
+            continue
+        rank, side = (0, 1) if matrix == "lora_A" else (1, 0)
+        if len(shape) != 2 or len(known) != 2 or shape[side] != known[side]:
+            raise ModelUnusable(f"{path}: {name} is {shape}, of a weight that is {known}")
+        if not 1 <= shape[rank] <= max_rank:
+            raise ModelUnusable(f"{path}: {name} is {shape}, not of a rank of 1 to {max_rank}")
 
 
 def discover(model: Path, base_name: str, elsewhere: bool = False) -> Served:

@@ -43,6 +43,7 @@ def main() -> int:
         )
         library = AdapterStore(
             settings.served_name,
+            settings.model,
             settings.adapters,
             settings.spool_dir / "adapters",
             MAX_ADAPTER_RANK,

@@ -6,7 +6,9 @@ import json
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file, save_file
 
 from inference import tinymodel
 from inference.adapters.adapter_store import AdapterStore
@@ -24,7 +26,7 @@ def source(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def store(source: Path, tmp_path: Path) -> AdapterStore:
-    return AdapterStore("tiny", source, tmp_path / "kept", 64)
+    return AdapterStore("tiny", tmp_path / "model", source, tmp_path / "kept", 64)
 
 
 def test_what_is_taken_is_a_copy_named_by_its_content(store: AdapterStore, source: Path) -> None:
@@ -93,6 +95,16 @@ def spoil(folder: Path, how: str) -> None:
             weights.write_bytes(b"")
         case "another file":
             weights.write_bytes(b"\x80\x04pickle" * 100)
+        case "narrow" | "wide" | "high":
+            given = load_file(weights)
+            name = next(name for name in sorted(given) if name.endswith("lora_A.weight"))
+            value = given[name]
+            shaped = {
+                "narrow": value[:, :-1],
+                "wide": np.hstack([value, value]),
+                "high": np.resize(value, (65, value.shape[1])),
+            }
+            save_file(given | {name: np.ascontiguousarray(shaped[how])}, weights)
         case "no object":
             config.write_text("[]")
         case _:
@@ -103,6 +115,7 @@ def spoil(folder: Path, how: str) -> None:
     "how",
     [
         *("no weights", "no config", "cut off", "empty", "another file", "no object"),
+        *("narrow", "wide", "high"),
         *("0", "-1", "65", '"8"', "null", "8.5", "true"),
     ],
 )
@@ -127,6 +140,6 @@ def test_what_is_not_there_is_said(store: AdapterStore, tmp_path: Path) -> None:
     with pytest.raises(errors.NotFound):
         store.take("nobody")
     with pytest.raises(errors.FailedPrecondition, match="TOLLBOOK_ADAPTERS"):
-        AdapterStore("tiny", None, tmp_path / "none", 64).take(FOLDER)
+        AdapterStore("tiny", tmp_path / "model", None, tmp_path / "none", 64).take(FOLDER)
     with pytest.raises(ModelUnusable, match="not there"):
-        AdapterStore("tiny", tmp_path / "nowhere", tmp_path / "none", 64)
+        AdapterStore("tiny", tmp_path / "model", tmp_path / "nowhere", tmp_path / "none", 64)

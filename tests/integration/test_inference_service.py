@@ -535,8 +535,9 @@ async def test_a_model_that_generates_says_that_it_cannot_embed(service: Service
 
 async def test_the_spool_is_the_owners_alone(service: Service) -> None:
     folder = Path(service.place.folder) / "spool"
-    modes = {path.name: path.stat().st_mode & 0o777 for path in sorted(folder.iterdir())}
-    assert set(modes.values()) == {0o600}, modes
+    modes = {path: path.stat().st_mode & 0o777 for path in sorted(folder.rglob("*"))}
+    assert all(mode == (0o700 if path.is_dir() else 0o600) for path, mode in modes.items()), modes
+    assert any("adapters" in path.parts for path in modes)
 
 
 # The HTTP door: the official client, unchanged, on the same process and the same gate ----

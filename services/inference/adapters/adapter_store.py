@@ -70,7 +70,7 @@ class AdapterStore:
         source = self._source / folder
         if not source.is_dir():
             raise errors.NotFound(f"there is no folder {folder!r}", reason="NO_ADAPTER")
-        self._kept.mkdir(parents=True, exist_ok=True)
+        self._kept.mkdir(mode=0o700, parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(dir=self._kept, prefix=".taking-"))
         try:
             return self._keep(folder, source, scratch)
@@ -109,6 +109,8 @@ def _copy(source: Path, target: Path, needed: bool) -> None:
     if source.stat().st_size > MAX_ADAPTER_BYTES:
         raise models.ModelUnusable(f"{source} is larger than {MAX_ADAPTER_BYTES} bytes")
     shutil.copyfile(source, target)
+    # It may be one account's alone; the directory above is the owner's too.
+    target.chmod(0o600)
 
 
 def _owner_of(path: Path) -> tuple[str, str]:

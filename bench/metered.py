@@ -20,6 +20,7 @@ from inference.app.credit import Credit, Request
 from inference.app.gate import Gate
 from inference.app.generation import Caller, Reader, World
 from inference.app.requests import Requests
+from inference.app.shelf import Shelf
 from inference.app.streams import Streams
 from inference.domain.records import Booted
 from kernel import telemetry
@@ -131,7 +132,7 @@ async def metered(
     books.in_flight = requests.in_flight
     books.discard(usage.WASTE_KIND_WARM_UP, warm_up)
     spool.count_source = books.changed_count
-    requests.admit(models.discover(model, "tiny", None))
+    requests.admit(Shelf({"tiny": models.discover(model, "tiny")}))
     publishing = asyncio.create_task(publisher.run())
     try:
         yield Metered(requests, books)

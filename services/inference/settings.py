@@ -72,6 +72,11 @@ class ServerSettings(EngineSettings):
         default="refuse",
         description="while pricing is away: refuse requests, or lease to accounts with credit",
     )
+    admin_secret_digest: str = Field(
+        default="",
+        pattern=r"^([0-9a-f]{64})?$",
+        description="SHA-256, in hex, of the secret that loads and unloads adapters; empty: nobody",
+    )
     wake_ms: int = Field(
         default=120_000, ge=1, description="how long a request waits for a sleeping engine"
     )

@@ -22,7 +22,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -227,9 +227,9 @@ def make(out: Path, shape: Shape = TINY) -> None:
 
     Each directory appears at once, by rename, so a reader never sees half of one.
     """
-    parts: tuple[tuple[Path, Callable[[Path], None]], ...] = (
-        (out / "model", lambda path: _write_model(path, shape)),
-        (out / "adapters" / ADAPTER_NAME, lambda path: _write_adapter(path, shape, _SEED + 1)),
+    parts = (
+        (out / "model", partial(_write_model, shape=shape)),
+        (out / "adapters" / ADAPTER_NAME, partial(_write_adapter, shape=shape, seed=_SEED + 1)),
     )
     for target, write in parts:
         if target.is_dir():

@@ -124,7 +124,11 @@ class Conformance:
             assert result["finish"] == [usage.FINISH_REASON_ABORT]
             assert result["ended"]
             assert result["output"] < 2000
-        assert set(seen["abort_choices"]["finish"]) == {usage.FINISH_REASON_ABORT}
+        choices = seen["abort_choices"]
+        assert usage.FINISH_REASON_ABORT in choices["finish"]
+        for finish, ids in zip(choices["finish"], choices["ids"], strict=True):
+            # On a busy machine one may be whole before its siblings are under way.
+            assert finish == usage.FINISH_REASON_ABORT or len(ids) == 2000
 
     def test_a_slow_reader_loses_nothing(self, seen: dict[str, Any]) -> None:
         assert seen["slow_reader"]["output"] == 400

@@ -55,6 +55,9 @@ class LyingServer:
             return JSONResponse({"error": "too many"}, 503)
         if lie == "strict" and any(name in body for name in _EXTRAS):
             return JSONResponse({"error": {"message": "unknown field"}}, 400)
+        if lie == "padded":
+            # Half the work, for all of the pay.
+            body["max_tokens"] //= 2
         asking = self._client.build_request("POST", "/v1/completions", json=body)
         answer = await self._client.send(asking, stream=True)
         if answer.status_code != 200:
@@ -66,7 +69,7 @@ class LyingServer:
 async def _spoiled(answer: httpx.Response, lie: str) -> AsyncIterator[bytes]:
     """The real stream, but for one lie."""
     try:
-        seen = 0
+        seen = given = 0
         async for line in answer.aiter_lines():
             if not line.startswith("data:"):
                 continue
@@ -87,6 +90,10 @@ async def _spoiled(answer: httpx.Response, lie: str) -> AsyncIterator[bytes]:
             if lie == "silence" and seen == 4:
                 await asyncio.Event().wait()
             spoil(chunk, lie)
+            given += sum(len(choice.get("token_ids") or ()) for choice in chunk["choices"])
+            if lie == "padded" and chunk.get("usage"):
+                # It claims what it padded: only the text tells.
+                chunk["usage"]["completion_tokens"] = given
             if chunk.get("usage") is not None or chunk["choices"]:
                 yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
     finally:
@@ -101,7 +108,7 @@ def spoil(chunk: dict[str, Any], lie: str) -> None:
     elif usage and lie == "more":
         usage["completion_tokens"] += 7
     elif usage and lie == "fewer":
-        usage["completion_tokens"] -= 3
+        usage["completion_tokens"] = max(0, usage["completion_tokens"] - 3)
     elif usage and lie == "prompt":
         usage["prompt_tokens"] += 5
     elif usage and lie == "cached":
@@ -110,10 +117,8 @@ def spoil(chunk: dict[str, Any], lie: str) -> None:
         choice = chunk["choices"][0]
         if lie == "text" and choice["text"]:
             choice["text"] = "nothing of the sort "
-        elif lie == "padded" and choice["finish_reason"] is None:
-            # Ids that say nothing, claimed as well: only the text tells.
-            choice["token_ids"] = [*choice["token_ids"], choice["token_ids"][-1]]
-            chunk["usage"]["completion_tokens"] *= 2
+        elif lie == "padded":
+            choice["token_ids"] = 2 * choice["token_ids"]
         if lie.startswith("text_") or lie == "strict":
             choice.pop("token_ids", None)
             choice.pop("prompt_token_ids", None)

@@ -539,6 +539,7 @@ async def test_the_spool_is_the_owners_alone(service: Service) -> None:
     folder = Path(service.place.folder) / "spool"
     modes = {path: path.stat().st_mode & 0o777 for path in sorted(folder.rglob("*"))}
     assert all(mode == (0o700 if path.is_dir() else 0o600) for path, mode in modes.items()), modes
+    assert any("adapters" in path.parts for path in modes)
 
 
 # The HTTP door: the official client, unchanged, on the same process and the same gate ----

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator
 from typing import Any, cast
 
 import grpc.aio
@@ -11,7 +11,8 @@ import grpc.aio
 from inference.adapters.keys import Keys
 from inference.app.books import Books
 from inference.app.generation import Reader
-from inference.app.requests import Requests, Served, answer_of, messages_of
+from inference.app.requests import Requests, answer_of, messages_of
+from inference.app.shelf import Shelf
 from inference.domain.outcome import End
 from kernel import errors, grpcs
 from tollbook.inference.v1 import inference_pb2 as inference
@@ -30,20 +31,20 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         requests: Requests,
         keys: Keys,
         books: Books,
-        served: Mapping[str, Served],
+        shelf: Shelf,
         context_tokens: int,
     ) -> None:
         self._requests = requests
         self._keys = keys
         self._books = books
-        self._served = served
+        self._shelf = shelf
         self._context_tokens = context_tokens
 
     async def Generate(  # noqa: N802
         self, request: inference.GenerateRequest, context: Context
     ) -> AsyncIterator[inference.GenerateResponse]:
         """Stream a generation."""
-        caller = await self._keys.resolve(_authorization(context))
+        caller = await self._keys.resolve(authorization_of(context))
         found = self._requests.find(caller, request.spec)
         if not isinstance(found, Reader):
             answer = answer_of(found)
@@ -65,7 +66,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference.GenerateOnceRequest, context: Context
     ) -> inference.GenerateOnceResponse:
         """Generate and answer once."""
-        caller = await self._keys.resolve(_authorization(context))
+        caller = await self._keys.resolve(authorization_of(context))
         found = self._requests.find(caller, request.spec)
         if not isinstance(found, Reader):
             answer = answer_of(found)
@@ -91,7 +92,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference.CountTokensRequest, context: Context
     ) -> inference.CountTokensResponse:
         """Render, and count."""
-        caller = await self._keys.resolve(_authorization(context))
+        caller = await self._keys.resolve(authorization_of(context))
         tokens = await self._requests.count(caller, request.spec)
         return inference.CountTokensResponse(
             prompt_tokens=tokens, room_tokens=self._context_tokens - tokens
@@ -101,14 +102,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference.EmbedRequest, context: Context
     ) -> inference.EmbedResponse:
         """What is served generates text: no model here can."""
-        await self._keys.resolve(_authorization(context))
-        raise self._requests.cannot_embed(request.model)
+        caller = await self._keys.resolve(authorization_of(context))
+        raise self._requests.cannot_embed(caller, request.model)
 
     async def ListModels(  # noqa: N802
         self, _request: inference.ListModelsRequest, context: Context
     ) -> inference.ListModelsResponse:
         """What is served."""
-        await self._keys.resolve(_authorization(context))
+        caller = await self._keys.resolve(authorization_of(context))
+        visible = self._shelf.visible(caller.account_id, caller.project_id)
         return inference.ListModelsResponse(
             models=[
                 inference.Model(
@@ -118,7 +120,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                     context_tokens=self._context_tokens,
                     provenance=served.provenance,
                 )
-                for name, served in sorted(self._served.items())
+                for name, served in visible.items()
             ]
         )
 
@@ -126,7 +128,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, _request: inference.GetConservationRequest, context: Context
     ) -> inference.GetConservationResponse:
         """Every engine's account."""
-        await self._keys.resolve(_authorization(context))
+        await self._keys.resolve(authorization_of(context))
         return await self._books.conservation()
 
     @staticmethod
@@ -170,7 +172,8 @@ class _Visit:
         self._reader.leave(End.DEADLINE if late else End.CALLER_LEFT)
 
 
-def _authorization(context: Context) -> str | None:
+def authorization_of(context: Context) -> str | None:
+    """The `authorization` metadata of a call."""
     for name, value in context.invocation_metadata() or ():
         if name == "authorization":
             return value if isinstance(value, str) else value.decode("utf-8", "replace")

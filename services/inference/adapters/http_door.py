@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -24,7 +24,8 @@ from inference.adapters.http_guard import Guard, body_of, no_route, refusal
 from inference.adapters.openai_teller import Teller
 from inference.adapters.openai_tools import Bound, Parsing
 from inference.app.generation import Caller, Reader
-from inference.app.requests import Answer, Requests, Served, answer_of, messages_of
+from inference.app.requests import Answer, Requests, answer_of, messages_of
+from inference.app.shelf import Shelf
 from inference.domain.outcome import End
 from kernel import errors, grpcs
 from kernel.clock import Clock
@@ -43,14 +44,14 @@ class HttpDoor:
         self,
         requests: Requests,
         guard: Guard,
-        served: Mapping[str, Served],
+        shelf: Shelf,
         encode: Encode,
         parser: Parsing | None,
         clock: Clock,
         more: Sequence[Route] = (),
     ) -> None:
         self._requests = requests
-        self._served = served
+        self._shelf = shelf
         self._encode = encode
         self._parser = parser
         self._clock = clock
@@ -67,14 +68,14 @@ class HttpDoor:
             exception_handlers={404: no_route, 405: no_route},
         )
 
-    async def _models(self, _request: Request, _caller: Caller) -> Response:
-        data = [_model_of(name) for name in sorted(self._served)]
+    async def _models(self, _request: Request, caller: Caller) -> Response:
+        visible = self._shelf.visible(caller.account_id, caller.project_id)
+        data = [_model_of(name) for name in visible]
         return JSONResponse({"object": "list", "data": data})
 
-    async def _model(self, request: Request, _caller: Caller) -> Response:
+    async def _model(self, request: Request, caller: Caller) -> Response:
         name = request.path_params["name"]
-        if name not in self._served:
-            raise errors.NotFound(f"no model {name!r}", reason="UNKNOWN_MODEL")
+        self._shelf.find(name, caller.account_id, caller.project_id)
         return JSONResponse(_model_of(name))
 
     async def _chat(self, request: Request, caller: Caller) -> Response:
@@ -91,9 +92,9 @@ class HttpDoor:
         spec = body.spec(_request_id(request), prompt)
         return await self._generate(request, caller, body, spec, None)
 
-    async def _embeddings(self, request: Request, _caller: Caller) -> Response:
+    async def _embeddings(self, request: Request, caller: Caller) -> Response:
         body = shapes.parse(shapes.EmbeddingRequest, await body_of(request))
-        raise self._requests.cannot_embed(body.model)
+        raise self._requests.cannot_embed(caller, body.model)
 
     async def _generate(
         self,

@@ -28,6 +28,8 @@ import structlog
 from inference import engine as port
 from inference.adapters import vllm_nursery, vllm_start
 from inference.adapters.conversation import messages_of, tools_of
+from inference.adapters.vllm_counters import CounterLogger
+from inference.adapters.vllm_sampling import sampling_of
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -49,45 +51,12 @@ _FINISH_REASONS: Final = {
 }
 
 
-class _CounterLogger:
-    """vLLM's stat logger port, holding the sums that conservation is checked against.
-
-    The figures are vLLM's own: every token that its output processor saw,
-    whether or not somebody read it.
-    """
-
-    def __init__(self) -> None:
-        self.generation_tokens = 0
-        self.prompt_tokens = 0
-
-    def record(
-        self,
-        scheduler_stats: object,
-        iteration_stats: Any,
-        mm_cache_stats: object = None,
-        engine_idx: int = 0,
-    ) -> None:
-        """Add one step's figures."""
-        if iteration_stats is not None:
-            self.generation_tokens += iteration_stats.num_generation_tokens
-            self.prompt_tokens += iteration_stats.num_prompt_tokens
-
-    def log_engine_initialized(self) -> None:
-        """Asked for by vLLM."""
-
-    def log(self) -> None:
-        """Asked for by vLLM."""
-
-    def record_sleep_state(self, is_awake: int, level: int) -> None:
-        """Asked for by vLLM."""
-
-
 class VllmEngine:
     """One vLLM engine. Construct it before the process has an event loop or a thread."""
 
     def __init__(self, options: vllm_start.VllmOptions) -> None:
         """Load the model and fork the core. Takes seconds. Errors: ModelUnusable."""
-        self._counter = _CounterLogger()
+        self._counter = CounterLogger()
         loaded = vllm_start.load(options, [lambda _config, _index: self._counter])
         self._llm: Any = loaded.llm
         self._again = loaded.again
@@ -222,45 +191,6 @@ class VllmEngine:
 
         return tokens_input(token_ids, cache_salt=cache_salt or None)
 
-    def _sampling_of(self, job: port.Job, choice: int) -> Any:
-        """vLLM's parameters for one choice. Errors: InvalidArgument."""
-        from vllm.exceptions import VLLMClientError
-        from vllm.sampling_params import (
-            RequestOutputKind,
-            SamplingParams,
-            StructuredOutputsParams,
-        )
-
-        given = job.sampling
-        values = dict(self._defaults)
-        for name in (
-            "temperature",
-            "top_p",
-            "top_k",
-            "presence_penalty",
-            "frequency_penalty",
-        ):
-            if given.HasField(name):
-                values[name] = getattr(given, name)
-        if given.HasField("seed"):
-            # The same seed for all would make all choices the same.
-            values["seed"] = given.seed + choice
-        if given.HasField("json_schema"):
-            values["structured_outputs"] = StructuredOutputsParams(json=given.json_schema)
-        values.update(
-            max_tokens=job.max_tokens,
-            stop=list(given.stop),
-            ignore_eos=given.ignore_eos,
-            skip_special_tokens=not given.keep_special_tokens,
-            output_kind=RequestOutputKind.DELTA,
-        )
-        try:
-            return SamplingParams(**values)
-        except (VLLMClientError, ValueError) as error:
-            raise errors.InvalidArgument(
-                f"the sampling parameters do not go together: {error}", reason="INVALID_SAMPLING"
-            ) from error
-
     def _adapter_of(self, target: port.Target) -> Any:
         if not target.adapter:
             return None
@@ -276,7 +206,7 @@ class VllmEngine:
         if job.engine_request_id in self._running:
             raise AssertionError(f"engine request id {job.engine_request_id!r} is in use")
         adapter = self._adapter_of(job.target)
-        sampling = [self._sampling_of(job, choice) for choice in range(job.choices)]
+        sampling = [sampling_of(job, choice, self._defaults) for choice in range(job.choices)]
         names = [f"{job.engine_request_id}/{choice}" for choice in range(job.choices)]
         collectors: list[Any] = []
         self._running[job.engine_request_id] = names

@@ -27,9 +27,11 @@ from pathlib import Path
 from typing import Any, Final
 
 from inference.adapters import vllm_nursery
-from inference.adapters.models import MAX_ADAPTERS, ModelUnusable
+from inference.adapters.models import ModelUnusable
+from inference.app.adapters import MAX_ADAPTERS
 
 _PR_SET_PDEATHSIG: Final = 1
+MAX_ADAPTER_RANK: Final = 64
 # Process id of who forks a core right now; 0 when nobody does.
 _forking = 0
 
@@ -50,7 +52,7 @@ class VllmOptions:
     kv_cache_gib: int
     max_running: int
     adapters_at_once: int = 8
-    max_adapter_rank: int = 64
+    max_adapter_rank: int = MAX_ADAPTER_RANK
     stoppable: bool = False
 
 

@@ -10,14 +10,14 @@ import asyncio
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import structlog
 
-from inference import engine as port
 from inference.app.generation import Caller, Generation, Order, Reader, World
+from inference.app.shelf import Served, Shelf
 from inference.domain.event import body_digest, summary_of
 from inference.domain.outcome import End
 from inference.domain.records import Settled
@@ -37,14 +37,6 @@ MAX_ACCOUNT_COUNTS: Final = 16
 ABORT_MS: Final = 5_000
 
 
-@dataclass(frozen=True, slots=True)
-class Served:
-    """A name to ask for, and what serves it."""
-
-    target: port.Target
-    provenance: usage.Provenance
-
-
 class Requests:
     """The registry. Everything runs on one event loop, and finding a request and
     entering it are one step: two that come at once cannot both be the first.
@@ -58,7 +50,10 @@ class Requests:
         max_account_requests: int,
     ) -> None:
         self._world = world
-        self._served: Mapping[str, Served] = {}
+        self._shelf = Shelf({})
+        self._by_model: Counter[str] = Counter()
+        # Told that a request ended.
+        self.on_end: Callable[[], None] = lambda: None
         self._salt_key = salt_key
         self._max_requests = max_requests
         self._max_account_requests = max_account_requests
@@ -72,14 +67,18 @@ class Requests:
         # Set by a generation that broke: the process cannot vouch for its counts any more.
         self.broken: asyncio.Future[BaseException] = asyncio.get_running_loop().create_future()
 
-    def admit(self, served: Mapping[str, Served]) -> None:
-        """Take requests for these models from now on."""
-        self._served = served
+    def admit(self, shelf: Shelf) -> None:
+        """Take requests from now on, for what is on the shelf when they come."""
+        self._shelf = shelf
         self._closed = None
 
     def close(self, reason: errors.Unavailable) -> None:
         """Take no new requests; answers to settled ones are still given."""
         self._closed = reason
+
+    def in_use(self, name: str) -> int:
+        """Requests under way that have this served name."""
+        return self._by_model[name]
 
     def in_flight(self) -> tuple[int, int]:
         """(requests not settled, their output tokens so far)."""
@@ -102,7 +101,7 @@ class Requests:
         if (replay := self._world.spool.journal.replays.get(key)) is not None:
             _same_body(request_id, digest, replay.body_digest)
             return self._settled(key)
-        served = self.model(spec.model)
+        served = self.model(caller, spec.model)
         if len(self._live) >= self._max_requests:
             raise errors.Unavailable(
                 f"{self._max_requests} requests are under way", reason="QUEUE_FULL"
@@ -114,23 +113,16 @@ class Requests:
             )
         return self._begin(key, caller, spec, digest, served, service_tier)
 
-    def model(self, name: str) -> Served:
-        """What serves a name. Errors: Unavailable (not yet, or no more), NotFound."""
+    def model(self, caller: Caller, name: str) -> Served:
+        """What serves a name to a caller. Errors: Unavailable (not yet, or no more), NotFound."""
         # First: a service that starts or stops does not say of any model that it has none.
         if self._closed is not None:
             raise self._closed
-        served = self._served.get(name)
-        if served is None:
-            raise errors.NotFound(
-                f"no model {name!r}; served are {', '.join(sorted(self._served))}",
-                reason="UNKNOWN_MODEL",
-                metadata={"model": name[:256]},
-            )
-        return served
+        return self._shelf.find(name, caller.account_id, caller.project_id)
 
-    def cannot_embed(self, name: str) -> errors.TollbookError:
+    def cannot_embed(self, caller: Caller, name: str) -> errors.TollbookError:
         """Why a served model gives no vectors. Errors: as `model`."""
-        self.model(name)
+        self.model(caller, name)
         return errors.Unimplemented(
             f"model {name!r} generates text and gives no embeddings, and no model served here does",
             reason="MODEL_CANNOT_EMBED",
@@ -142,7 +134,7 @@ class Requests:
 
         Errors: NotFound (model), InvalidArgument (prompt), Unavailable.
         """
-        self.model(spec.model)
+        self.model(caller, spec.model)
         if self._counts[caller.account_id] >= MAX_ACCOUNT_COUNTS:
             raise errors.Unavailable(
                 f"{MAX_ACCOUNT_COUNTS} prompts of this account are being counted",
@@ -180,6 +172,7 @@ class Requests:
         reader = generation.reader()
         self._live[key] = generation
         self._by_account[key[0]] += 1
+        self._by_model[served.target.served_name] += 1
         task = asyncio.create_task(self._run(key, generation), name=f"generation {key[1]}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
@@ -196,6 +189,8 @@ class Requests:
         finally:
             del self._live[key]
             _less(self._by_account, key[0])
+            _less(self._by_model, generation.order.target.served_name)
+            self.on_end()
 
     def _attach(self, live: Generation) -> Reader:
         if live.readers >= MAX_READERS:
@@ -232,6 +227,7 @@ class Requests:
 
 
 def _less(counter: Counter[str], name: str) -> None:
+    """One less, and no entry for none: names are the callers'."""
     counter[name] -= 1
     if not counter[name]:
         del counter[name]

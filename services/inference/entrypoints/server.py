@@ -15,7 +15,9 @@ import sys
 import structlog
 
 from inference.adapters import models
+from inference.adapters.adapter_store import AdapterStore
 from inference.adapters.spool import Spool, SpoolUnusable, limits_for
+from inference.adapters.vllm_start import MAX_ADAPTER_RANK
 from inference.app import recovery
 from inference.app.streams import Streams
 from inference.entrypoints import engines
@@ -36,15 +38,22 @@ def main() -> int:
     boot = f"{settings.producer}/{new_id('boot').removeprefix('boot-')}"
     try:
         asyncio.run(_settle_leftovers(settings, boot))
-        elsewhere = bool(settings.engine_url)
-        served = models.discover(settings.model, settings.served_name, settings.adapters, elsewhere)
-        adapters = models.adapters_of(settings.served_name, settings.adapters)
+        base = models.discover(
+            settings.model, settings.served_name, elsewhere=bool(settings.engine_url)
+        )
+        library = AdapterStore(
+            settings.served_name,
+            settings.model,
+            settings.adapters,
+            settings.spool_dir / "adapters",
+            MAX_ADAPTER_RANK,
+        )
         # It forks: before any loop, any thread, and before gRPC is touched.
         engine = engines.make(settings)
         # Not before: an exporter has a thread and a gRPC channel of its own.
         telemetry.configure_tracing("inference")
         telemetry.configure_metrics("inference")
-        return asyncio.run(Service(settings, boot, engine, served, adapters).run())
+        return asyncio.run(Service(settings, boot, engine, base, library).run())
     except (SpoolUnusable, models.ModelUnusable, errors.TollbookError) as error:
         sys.stderr.write(f"inference cannot run: {error}\n")
         return 1

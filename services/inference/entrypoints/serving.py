@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -15,6 +15,7 @@ import grpc.aio
 import structlog
 from tokenizers import Tokenizer
 
+from inference.adapters.adapter_service import AdapterService
 from inference.adapters.batch_lines import Lines
 from inference.adapters.batch_routes import BatchRoutes
 from inference.adapters.batch_store import BatchStore
@@ -24,23 +25,30 @@ from inference.adapters.grpc_service import InferenceService
 from inference.adapters.http_door import HttpDoor
 from inference.adapters.http_guard import Guard, overloaded
 from inference.adapters.keys import Keys
-from inference.adapters.models import Adapter, ModelUnusable
+from inference.adapters.models import ModelUnusable
 from inference.adapters.publisher import Publisher
 from inference.adapters.spool import Spool, limits_for
+from inference.app.adapters import Adapters, Library
 from inference.app.batch_runner import BatchRunner
 from inference.app.books import Books
 from inference.app.dozing import AWAY, Dozing
 from inference.app.gate import Gate, yielded_places
 from inference.app.generation import World
-from inference.app.requests import Requests, Served
+from inference.app.requests import Requests
 from inference.app.residency import Residency
+from inference.app.shelf import Served, Shelf
 from inference.app.streams import Streams
 from inference.domain.records import Booted, Closed
 from inference.engine import Engine
 from inference.settings import ServerSettings
 from kernel import errors, grpcs, telemetry, web
 from kernel.clock import SystemClock
-from tollbook.inference.v1 import inference_pb2, inference_pb2_grpc
+from tollbook.inference.v1 import (
+    adapters_pb2,
+    adapters_pb2_grpc,
+    inference_pb2,
+    inference_pb2_grpc,
+)
 from tollbook.usage.v1 import usage_pb2 as usage
 
 log = structlog.get_logger()
@@ -59,8 +67,8 @@ class Service:
         settings: ServerSettings,
         boot: str,
         engine: Engine,
-        served: Mapping[str, Served],
-        adapters: Sequence[Adapter],
+        base: Served,
+        library: Library,
     ) -> None:
         self._settings = settings
         self._boot = boot
@@ -74,8 +82,9 @@ class Service:
                 )
             self._dozing = Dozing(engine, self._clock, settings.idle_timeout_ms, settings.wake_ms)
         self._engine: Engine = self._dozing or engine
-        self._served = dict(served)
-        self._adapters = adapters
+        self._base = base
+        self._library = library
+        self._shelf = Shelf({base.target.served_name: base})
 
     async def run(self) -> int:
         """Serve until told to stop, or until the engine or the spool is lost."""
@@ -108,6 +117,8 @@ class Service:
             settings.max_account_requests,
         )
         books.in_flight = requests.in_flight
+        adapters = Adapters(self._engine, self._library, self._shelf, self._base, requests.in_use)
+        requests.on_end = adapters.let_out.set
         residency = Residency(
             spool,
             streams,
@@ -128,10 +139,12 @@ class Service:
             residency.change(usage.UNIT_MODEL_START_MS)
             warm_up_tokens = await self._engine.start()
             residency.change(usage.UNIT_MODEL_RESIDENT_MS)
-            await self._load_adapters()
+            await adapters.load_all()
             books.discard(usage.WASTE_KIND_WARM_UP, warm_up_tokens)
             spool.count_source = books.changed_count
-            status = await self._serve(requests, books, residency, spool, stopped, channel)
+            status = await self._serve(
+                requests, books, residency, adapters, spool, stopped, channel
+            )
         finally:
             lost = status != 0
             if not spool.failed.done():
@@ -151,24 +164,12 @@ class Service:
                 await spool.close()
         return status
 
-    async def _load_adapters(self) -> None:
-        """Load every adapter before it may be named; one that cannot be harms no other."""
-        for adapter in self._adapters:
-            try:
-                await self._engine.add_adapter(adapter.name, str(adapter.path))
-            except errors.InvalidArgument as error:
-                log.error("adapter left out", adapter=adapter.name, error=error.message)
-                self._served = {
-                    name: served
-                    for name, served in self._served.items()
-                    if served.target.adapter != adapter.name
-                }
-
     async def _serve(
         self,
         requests: Requests,
         books: Books,
         residency: Residency,
+        adapters: Adapters,
         spool: Spool,
         stopped: asyncio.Event,
         channel: grpc.aio.Channel,
@@ -176,20 +177,27 @@ class Service:
         settings = self._settings
         keys = Keys(channel, self._clock)
         service = InferenceService(
-            requests, keys, books, self._served, self._engine.capabilities().context_tokens
+            requests, keys, books, self._shelf, self._engine.capabilities().context_tokens
         )
         name = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
-        server = grpcs.Server("inference", settings.inference_address, (name,))
+        names = [name]
+        if settings.admin_secret_digest:
+            names.append(adapters_pb2.DESCRIPTOR.services_by_name["AdapterService"].full_name)
+        server = grpcs.Server("inference", settings.inference_address, names)
+        if settings.admin_secret_digest:
+            adapters_pb2_grpc.add_AdapterServiceServicer_to_server(
+                AdapterService(adapters, bytes.fromhex(settings.admin_secret_digest)), server.grpc
+            )
         inference_pb2_grpc.add_InferenceServiceServicer_to_server(service, server.grpc)
         await server.start()
         reading = asyncio.create_task(books.publish_for_ever(), name="readings")
-        requests.admit(self._served)
+        requests.admit(self._shelf)
         draining, closing = asyncio.Event(), asyncio.Event()
         http = asyncio.create_task(
             self._serve_http(requests, keys, draining, closing), name="http door"
         )
         await server.set_ready(True)
-        log.info("ready", models=sorted(self._served))
+        log.info("ready", models=list(self._shelf.all()))
         parts = [reading, http]
         parts.append(asyncio.create_task(residency.meter_for_ever(), name="residency"))
         if self._dozing is not None:
@@ -249,7 +257,7 @@ class Service:
         places = yielded_places(settings.engine_requests)
         runner = BatchRunner(store, requests, keys, self._clock, places, lines.read, lines.tell)
         batch_routes = BatchRoutes(store, runner, guard, self._clock).routes
-        door = HttpDoor(requests, guard, self._served, encode, parser, self._clock, batch_routes)
+        door = HttpDoor(requests, guard, self._shelf, encode, parser, self._clock, batch_routes)
         serving = asyncio.create_task(
             web.serve(door.app, settings.http_address, closing, overloaded)
         )

@@ -157,9 +157,14 @@ def test_reasons_that_callers_are_told_of_are_the_services_own() -> None:
     assert said <= known
     # Of the services' other reasons none reaches a caller of inference.
     assert known - said <= {
+        "ADAPTERS_FULL",
         "ADAPTER_EXISTS",
+        "ADAPTER_IN_USE",
         "ADDRESS_IN_USE",
         "BAD_ADAPTER",
+        "NOT_ADMIN",
+        "NO_ADAPTER",
+        "NO_ADAPTERS",
         "UNKNOWN_CONTEXT",
     }
 

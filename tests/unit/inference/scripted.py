@@ -17,7 +17,8 @@ from inference.app import credit
 from inference.app.books import Books
 from inference.app.gate import Gate
 from inference.app.generation import Caller, World
-from inference.app.requests import Requests, Served
+from inference.app.requests import Requests
+from inference.app.shelf import Served, Shelf
 from inference.app.streams import Streams
 from inference.domain.records import Booted
 from kernel import errors, telemetry
@@ -191,7 +192,7 @@ def bench(
     books.in_flight = requests.in_flight
     spool.count_source = books.changed_count
     target = port.Target("tiny", "tiny", "")
-    requests.admit({"tiny": Served(target, usage.Provenance())})
+    requests.admit(Shelf({"tiny": Served(target, usage.Provenance())}))
     return Bench(engine, spool, streams, books, requests, funds)
 
 

@@ -10,16 +10,17 @@ from tests.unit.inference.scripted import CALLER, bench, order
 
 from inference.app import requests as requests_module
 from inference.app.generation import Caller
+from inference.app.shelf import Shelf
 from kernel import errors
 
 
 async def test_a_service_that_starts_or_stops_names_no_model_as_unknown(tmp_path: Path) -> None:
     made = bench(tmp_path)
-    made.requests.admit({})
+    made.requests.admit(Shelf({}))
     made.requests.close(errors.Unavailable("not yet", reason="STARTING"))
     for ask in (
         lambda: made.requests.find(CALLER, order()),
-        lambda: made.requests.model("tiny"),
+        lambda: made.requests.model(CALLER, "tiny"),
     ):
         with pytest.raises(errors.Unavailable) as caught:
             ask()

@@ -27,7 +27,7 @@ from hypothesis import strategies as st
 from buf.validate import validate_pb2
 from kernel import rulebook, rules
 from kernel.errors import FieldViolation
-from tollbook.inference.v1 import inference_pb2
+from tollbook.inference.v1 import adapters_pb2, inference_pb2
 from tollbook.ledger.v1 import ledger_pb2
 from tollbook.pricing.v1 import (
     accounts_pb2,
@@ -45,6 +45,7 @@ from tollbook.usage.v1 import usage_pb2
 
 ROOT = Path(__file__).resolve().parents[3]
 CONTRACT = (
+    adapters_pb2,
     inference_pb2,
     ledger_pb2,
     accounts_pb2,

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -88,6 +89,9 @@ class UpstreamEngine:
         """Errors: models.ModelUnusable, for a tokenizer that cannot be read."""
         self._options = options
         self._words = Words(options.tokenizer)
+        # The tokenizer's imports make objects that all stay: nobody need look at them again.
+        gc.collect()
+        gc.freeze()
         self._client: httpx.AsyncClient | None = None
         self._dialect = shapes.Dialect.RICH
         self._context_tokens = 0

@@ -10,15 +10,15 @@ import os
 import sys
 import threading
 from base64 import b64decode, b64encode
-from collections.abc import AsyncIterator, Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import AsyncIterator, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import pytest
 from tests.integration.pricing_books import Books
+from tests.integration.webhook_receiver import SECRET, Receiver, receiving
 from tests.unit.pricing import builders as make
 
 from pricing.adapters import alert_rules, database
@@ -28,7 +28,6 @@ from tollbook.stack import Stack
 
 pytestmark = pytest.mark.integration
 
-SECRET = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
 TOKEN_PICO = 600_000
 HOUR_US = 3_600 * 10**6
 RULES = """
@@ -41,46 +40,10 @@ rules:
 """
 
 
-@dataclass
-class Receiver:
-    """A webhook's end: answers what `status` says, and keeps what came."""
-
-    server: ThreadingHTTPServer
-    got: list[tuple[dict[str, str], bytes]] = field(default_factory=list)
-    status: Callable[[int], int] = lambda _: 204
-    arrived: threading.Event = field(default_factory=threading.Event)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server.server_address[1]}/hook"
-
-    def ids(self) -> list[str]:
-        return [headers["webhook-id"] for headers, _ in self.got]
-
-
 @pytest.fixture
 def receiver() -> Iterator[Receiver]:
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            body = self.rfile.read(int(self.headers["content-length"]))
-            made.got.append(({name.lower(): text for name, text in self.headers.items()}, body))
-            made.arrived.set()
-            status = made.status(len(made.got))
-            self.send_response(status)
-            if status == 307:
-                self.send_header("location", made.url)
-            self.end_headers()
-
-        def log_message(self, *_: Any) -> None:
-            """Keeps the tests' output clean."""
-
-    made = Receiver(ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-    thread = threading.Thread(target=made.server.serve_forever)
-    thread.start()
-    yield made
-    made.server.shutdown()
-    thread.join()
-    made.server.server_close()
+    with receiving() as made:
+        yield made
 
 
 @dataclass

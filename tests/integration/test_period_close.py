@@ -7,18 +7,22 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 import pytest
+from click.testing import CliRunner
 from tests.integration.pricing_world import CARD, PARTS, PICO, T0_US, World, again, reason_of
 from tests.integration.replicas import replicas
+from tests.integration.webhook_receiver import SECRET, Receiver, receiving
 
 from kernel import leaf as leaves
 from kernel.clock import timestamp_of
 from kernel.placement import CONTROL_LOG
 from pricing.domain import books
+from tollbook.cli.root import root
 from tollbook.ledger.v1 import ledger_pb2
 from tollbook.pricing.v1 import (
     accounts_pb2,
@@ -39,9 +43,23 @@ NAMES = ("billed", "brief", "idle")
 
 
 @pytest.fixture(scope="module")
-def stack() -> Iterator[Stack]:
-    with running_stack(parts=PARTS) as running:
-        yield running
+def receiver() -> Iterator[Receiver]:
+    with receiving() as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def stack(receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
+    """Of which alerts are told to the receiver, too."""
+    path = tmp_path_factory.mktemp("alerts") / "alerts.yaml"
+    path.write_text(
+        f"webhooks: [{{name: ops, url: '{receiver.url}', secret: {SECRET}}}]\n"
+        'rules: [{id: low, kind: balance_below, amount: "4.5", accounts: [billed]}]\n'
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TOLLBOOK_ALERTS", str(path))
+        with running_stack(parts=PARTS) as running:
+            yield running
 
 
 @pytest.fixture
@@ -124,13 +142,18 @@ async def test_a_month_is_closed_once_whoever_asks_and_corrected_in_the_next(
     await world.use("brief", output=7, at_us=FEBRUARY_US - 1)
     await world.use("brief", output=5, at_us=FEBRUARY_US)
     await world.recorded()
-    async with replicas(world.stack, 1) as others:
+    async with replicas(world.stack, 2) as others:
         other: Any = pricing_pb2_grpc.ControlServiceStub(others.channel(0))
+        killed: Any = pricing_pb2_grpc.ControlServiceStub(others.channel(1))
+        request = statements_pb2.ClosePeriodRequest(period="2026-01")
+        broken = asyncio.ensure_future(killed.ClosePeriod(request, timeout=60))
         both = asyncio.gather(closed_by(world.control, "2026-01"), closed_by(other, "2026-01"))
         # None of them is closed before its logs are beyond the end, which is recorded by now.
         async with asyncio.timeout(60):
             while not any(made.HasField("period_ended") for made in await controls(world)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
+        others.kill(1)
+        await asyncio.gather(broken, return_exceptions=True)
         await move_logs(world, MARCH_US)
         answers = await both
     assert {answer.end_position for answer in answers} == {answers[0].end_position}
@@ -190,6 +213,20 @@ def rival(stated: statements_pb2.StatementSummary) -> accounts_pb2.PeriodClosed:
     )
 
 
+async def test_an_alert_is_told_of_what_the_projector_charged(
+    receiver: Receiver, stack: Stack
+) -> None:
+    """5 and 1 are granted; 0.6 are spent, and what is left of the 1 is gone with the month."""
+    assert await asyncio.to_thread(receiver.arrived.wait, 60)
+    told = json.loads(receiver.got[0][1])
+    assert (told["type"], told["data"]["account_id"]) == (
+        "tollbook.alert.balance_below",
+        "billed",
+    )
+    assert set(receiver.ids()) == {told["data"]["alert_id"]}
+    assert stack.address("pricing-server")
+
+
 async def test_a_projector_that_starts_again_comes_to_the_same_verdicts(
     world: World, stack: Stack
 ) -> None:
@@ -227,3 +264,26 @@ async def test_a_statement_that_is_not_there_is_not_found(world: World) -> None:
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await world.pricing.GetStatement(request, timeout=30)
         assert reason_of(refused.value) == reason
+
+
+async def test_the_commands_close_and_write_what_is_there(
+    world: World, stack: Stack, tmp_path: Path
+) -> None:
+    async def run(*arguments: str) -> tuple[int, str]:
+        environment = {"TOLLBOOK_PRICING_ADDRESS": stack.address("pricing-server")}
+        found = await asyncio.to_thread(CliRunner().invoke, root, arguments, env=environment)
+        return found.exit_code, found.output
+
+    code, said = await run("period", "close", "2026-02")
+    assert code == 0
+    assert "closed for 3 accounts, open for 0" in said
+    code, said = await run("statements", "list", "billed")
+    assert code == 0
+    assert [line.split()[0] for line in said.splitlines()[1:]] == ["2026-02", "2026-01"]
+    code, said = await run("statements", "write", "billed", "2026-01", str(tmp_path))
+    assert code == 0
+    assert [Path(line).suffix for line in said.splitlines()] == [".json", ".html", ".pdf"]
+    document = (tmp_path / "billed-2026-01.json").read_bytes()
+    newest = (await statements_of(world, "billed"))[-1]
+    assert hashlib.sha256(document).digest() == newest.statement_hash
+    assert (tmp_path / "billed-2026-01.pdf").read_bytes().startswith(b"%PDF-")

@@ -20,7 +20,7 @@ class ControlView:
         self._ledger = ledger
         self._moved = asyncio.Condition()
         self._ignored: dict[int, str] = {}
-        self.projection = Projection()
+        self.projection = Projection(judges=False)
 
     async def follow(self) -> None:
         """Follow for ever; run it as a task. Errors: LogReplacedError."""

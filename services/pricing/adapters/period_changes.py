@@ -8,6 +8,7 @@ the next call.
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from typing import Any, Final
@@ -49,6 +50,7 @@ _CLOSED: Final = (
     " ON c.change_id = a.account_id || '/' || $2 WHERE c.kind = $1"
 )
 _PAGE: Final = 200
+_AT_ONCE: Final = 4
 _LISTED: Final = 1_000
 _WAIT_S: Final = 10.0
 _WHOLE_S: Final = 60.0
@@ -162,12 +164,16 @@ class PeriodChanges(CreditChanges):
         while True:
             page = await self._open_accounts(end, after)
             appended: dict[str, int] = {}
-            for account in page:
-                found = await self._close_account(account, end, context)
-                if isinstance(found, str):
-                    waiting.append((account[0], found))
-                else:
-                    appended[account[0]] = found
+            for at in range(0, len(page), _AT_ONCE):
+                some = page[at : at + _AT_ONCE]
+                answers = await asyncio.gather(
+                    *(self._close_account(account, end, context) for account in some)
+                )
+                for (account_id, _), found in zip(some, answers, strict=True):
+                    if isinstance(found, str):
+                        waiting.append((account_id, found))
+                    else:
+                        appended[account_id] = found
             if appended:
                 await self._known(max(appended.values()) + 1)
             for account_id, position in appended.items():

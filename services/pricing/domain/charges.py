@@ -36,10 +36,17 @@ class Charges:
     """Charges of a run of one log."""
 
     def __init__(
-        self, log: str, meters: Meters, commitments: Commitments, sums_use: bool = True
+        self,
+        log: str,
+        meters: Meters,
+        commitments: Commitments,
+        sums_use: bool = True,
+        counts_units: bool = False,
     ) -> None:
         self.sums_use = sums_use
         """Whether what was used is summed too, by the minute: that takes longer than the rest."""
+        self._counts_units = counts_units
+        """Whether units are counted for bills, those that cost nothing among them."""
         self._log = log
         self._meters = meters
         self._commitments = commitments
@@ -91,9 +98,10 @@ class Charges:
             self._effects.use(use, 0, quantity, amount_pico)
         kind = books.USAGE if control_position == NO_CONTROL else books.SUSPENSE
         what = priced.line.line_id, priced.rule_text, priced.period or month
-        card = priced.published.card.card_id, priced.published.version
-        counted = Counted(account_id, currency, *card, *what, self._log, control_position)
-        self._effects.counted[counted] = self._effects.counted.get(counted, 0) + quantity
+        if self._counts_units:
+            card = priced.published.card.card_id, priced.published.version
+            counted = Counted(account_id, currency, *card, *what, self._log, control_position)
+            self._effects.counted[counted] = self._effects.counted.get(counted, 0) + quantity
         self._charge(
             (account_id, currency),
             priced.published,

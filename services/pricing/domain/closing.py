@@ -82,17 +82,20 @@ class Closings:
         """Take in a closing that the control log alone has nothing against."""
         self._waiting.setdefault(made.account_id, deque()).append((position, made))
 
-    def judge(self, effects: Effects) -> None:
-        """Judge every closing that can be; a step's effects take what follows."""
-        for account_id in list(self._waiting):
-            queue = self._waiting[account_id]
+    def judge(self, effects: Effects, account_ids: Iterable[str] | None = None) -> None:
+        """Judge every closing of these accounts that can be; a step's effects take what follows.
+
+        None: of all that wait.
+        """
+        for account_id in list(self._waiting if account_ids is None else account_ids):
+            queue = self._waiting.get(account_id, deque())
             while queue and self._can_judge(queue[0][1]):
                 position, made = queue.popleft()
                 why = self._judge(position, made, effects)
                 if why is not None:
                     effects.ignored.append(Ignored(books.CONTROL, position, why))
             if not queue:
-                del self._waiting[account_id]
+                self._waiting.pop(account_id, None)
 
     def _can_judge(self, made: accounts.PeriodClosed) -> bool:
         end = self._bills.ends.of(made.period)

@@ -90,9 +90,17 @@ class Moments:
 
     def segments(self, times_us: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
         """Segment of each of many instants."""
-        edge = np.searchsorted(self._edges, times_us, side="right")
-        if not self._clocks or not len(times_us):
-            return edge.astype(np.int64)
+        if not len(times_us):
+            return np.empty(0, dtype=np.int64)
+        # Of the many edges there are, a run meets few.
+        bounds = np.array([times_us.min(), times_us.max()])
+        first, last = np.searchsorted(self._edges, bounds, side="right").tolist()
+        edge: npt.NDArray[np.int64] = np.searchsorted(
+            self._edges[first:last], times_us, side="right"
+        ).astype(np.int64)
+        edge += first
+        if not self._clocks:
+            return edge
         seconds = times_us // 1_000_000
         blocks, of_block = np.unique(seconds // _BLOCK_S, return_inverse=True)
         shown: list[Shown | None] = [self._of_block(block) for block in blocks.tolist()]

@@ -36,13 +36,19 @@ class Projection:
     """The state that rating needs, at a size of the control log."""
 
     def __init__(
-        self, sums_use: bool = True, control: ControlState | None = None, bills: bool = True
+        self,
+        sums_use: bool = True,
+        control: ControlState | None = None,
+        bills: bool = True,
+        judges: bool = True,
     ) -> None:
         self.sums_use = sums_use
         """Whether effects tell what was used by the minute: for the service, not for an audit."""
         self.control = control if control is not None else ControlState()
         self._bills = bills
-        """Whether charges are summed for bills and closings judged: not for what is only tried."""
+        """Whether charges are summed for bills: not for what is only tried."""
+        self._judges = bills and judges
+        """Whether closings are judged: not by who reads the control log alone."""
         self.bills = Bills(self.control.ends, self.version)
         self.closings = Closings(self.bills, self.control.accounts.get)
         self.suspense: dict[tuple[str, int], Suspended] = {}
@@ -65,10 +71,10 @@ class Projection:
             self._close(closed, effects)
         if self._bills:
             self.bills.take(effects, position)
+        if self._judges:
             for at, made in effects.closes:
                 self.closings.add(at, made)
-            if effects.closes:
-                self.closings.judge(effects)
+                self.closings.judge(effects, (made.account_id,))
         return effects
 
     def _close(self, closed: Closed, effects: Effects) -> None:
@@ -121,7 +127,7 @@ class Projection:
         return effects
 
     def _charges(self, log: str) -> Charges:
-        return Charges(log, self.meters, self.commitments, self.sums_use)
+        return Charges(log, self.meters, self.commitments, self.sums_use, self._bills)
 
     def restore(self, log: str, position: int, pin: int, raw: bytes) -> None:
         """Put back an entry that waits at the control size applied now."""

@@ -16,7 +16,7 @@ from pricing.domain import books, period_ends
 from pricing.domain.billing import Extent, total_pico
 from pricing.domain.card import Card
 from pricing.domain.replay import Replay
-from pricing.domain.statement import Entries, Statement, state
+from pricing.domain.statement import Closed, Entries, Statement, state
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.pricing.v1 import accounts_pb2, commitment_pb2, control_pb2
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -331,3 +331,33 @@ def test_what_is_billed_depends_on_no_order_of_reading_and_comes_to_the_postings
                 if era == 3 and until == "2199-12":
                     charged = one.balance(books.revenue(account_id), "USD")
                     assert total_pico(lines[0].values()) == charged
+
+
+@few
+@given(st.lists(at_random.random_cards(), min_size=1, max_size=2), some_events, actions)
+def test_statements_come_to_all_that_was_charged_and_rounded(
+    versions: list[Card], events: tuple[usage.UsageEvent, ...], steps: list[str]
+) -> None:
+    """One after the other, they bill every charge of their months that was known, once."""
+    replay = read(*written(versions, events, steps), [0])
+    projection = replay.projection
+    ends = projection.control.ends.ends
+    entries = [Entries(LOG, 0, 1)]
+    for account_id in ("acme", "bolt"):
+        before: Closed | None = None
+        exact = invoiced = 0
+        for end in ends:
+            stated = state(projection.bills, (account_id, "USD"), end, entries, before)
+            own = [line for key, line in stated.lines if key.month == end.period]
+            late = [line for key, line in stated.lines if key.month != end.period]
+            assert total_pico(own) == stated.charged_pico
+            assert total_pico(late) == stated.corrected_pico
+            exact += stated.exact_pico
+            invoiced += stated.invoiced_pico
+            assert stated.closing_pico == -invoiced
+            assert abs(stated.rounding_pico) * 2 <= period_ends.smallest_pico("USD")
+            before = Closed(0, end, stated.logs, stated.closing_pico, stated.digest())
+        if ends:
+            extent = Extent(frozenset({LOG}), ends[-1].era)
+            lines = projection.bills.lines(account_id, "USD", extent, ends[-1].period)
+            assert exact == total_pico(lines.values())

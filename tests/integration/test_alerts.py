@@ -123,6 +123,8 @@ async def test_each_kind_fires_once_for_each_crossing(desk: Desk) -> None:
         await books.charge("jumper", f"j{part}", tokens("0.80"), make.T0_US + 24 * HOUR_US)
     assert (await desk.alerts()).count(("jump", "jumper")) == 1
 
+    # Of an account that nobody made, under a name that no database takes: it stops nothing.
+    await books.charge("no\x00body", "n", 1)
     for number in range(3):
         await books.charge("jumper", f"u{number}", 1, make.T0_US - 10 * HOUR_US)
     assert (await desk.alerts()).count(("unpriced", "jumper")) == 1

@@ -54,7 +54,7 @@ def stack(receiver: Receiver, tmp_path_factory: pytest.TempPathFactory) -> Itera
     path = tmp_path_factory.mktemp("alerts") / "alerts.yaml"
     path.write_text(
         f"webhooks: [{{name: ops, url: '{receiver.url}', secret: {SECRET}}}]\n"
-        'rules: [{id: low, kind: balance_below, amount: "4.5", accounts: [billed]}]\n'
+        'rules: [{id: low, kind: balance_below, amount: "5.2", accounts: [billed]}]\n'
     )
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TOLLBOOK_ALERTS", str(path))

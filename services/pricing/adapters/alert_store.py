@@ -15,6 +15,7 @@ import structlog
 from pricing.adapters.alert_rules import Alerts, Rule
 from pricing.domain import alerting, books, windows
 from pricing.domain.alerting import Level
+from pricing.domain.text import escaped
 
 if TYPE_CHECKING:
     from pricing.adapters.store import Step
@@ -205,7 +206,9 @@ class Watch:
             if account.startswith(prefix)
         }
         for _, effects in step.effects:
-            touched |= {one.event.account_id for one in (*effects.suspended, *effects.released)}
+            # These may be of accounts that nobody made, under any text.
+            waiting = (*effects.suspended, *effects.released)
+            touched |= {escaped(one.event.account_id) for one in waiting}
             touched |= {terms.account_id for terms in effects.terms}
         if not rules or not touched:
             return []

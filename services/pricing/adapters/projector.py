@@ -11,6 +11,8 @@ the database by one step; after any failure it is thrown away and rebuilt.
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
@@ -25,6 +27,7 @@ from pricing.adapters import bill_store, lease, month_store, store
 from pricing.adapters.alert_store import Watch
 from pricing.adapters.ledger_client import Ledger, Run
 from pricing.adapters.tell import tell
+from pricing.domain import tally
 from pricing.domain.projection import Projection
 from tollbook.ledger.v1 import ledger_pb2
 
@@ -33,6 +36,7 @@ tracer = telemetry.tracer("pricing.projector")
 
 _QUEUED_RUNS: Final = 4
 _STEP_LEAVES: Final = 20_000
+_LOOPS_FROM_LEAVES: Final = 8_000
 _DISCOVER_MS: Final = 1_000
 
 
@@ -61,6 +65,37 @@ def joined(runs: Iterable[Run]) -> Iterator[Run]:
             yield first
         else:
             yield first._replace(leaves=[raw for part in parts for raw in part.leaves])
+
+
+async def load_loops() -> None:
+    """Load the compiled loops, in a thread that a stop need not wait for.
+
+    Nothing is rated meanwhile: beside the loading it would go at a thousand
+    events a second, and the loading more slowly too.
+    """
+    loop = asyncio.get_running_loop()
+    loaded: asyncio.Future[None] = loop.create_future()
+
+    def tell(error: Exception | None) -> None:
+        if loaded.done():
+            return
+        if error is None:
+            loaded.set_result(None)
+        else:
+            loaded.set_exception(error)
+
+    def load() -> None:
+        found: Exception | None = None
+        try:
+            tally.prepare()
+        except Exception as error:  # told to the one who waits for it
+            found = error
+        # A loop that was closed meanwhile has nobody left to tell.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(tell, found)
+
+    threading.Thread(target=load, daemon=True).start()
+    await loaded
 
 
 class Projector:
@@ -120,6 +155,11 @@ class Projector:
             queue.append(run)
             self._arrived.set()
 
+    def _is_behind(self) -> bool:
+        """Whether so much waits that the compiled loops are worth their loading."""
+        waiting = sum(len(run.leaves) for queue in self._queues.values() for run in queue)
+        return waiting >= _LOOPS_FROM_LEAVES
+
     def _next(self) -> Run | None:
         """The next run that can be applied: control first, then what its pin allows."""
         if self._queues.get(CONTROL_LOG):
@@ -139,6 +179,8 @@ class Projector:
         writing: asyncio.Task[None] | None = None
         try:
             while True:
+                if self._is_behind() and not tally.is_ready():
+                    await load_loops()
                 # Cleared before looking, so that what arrives meanwhile is not slept over.
                 self._arrived.clear()
                 step = self._step()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import threading
 from typing import Final
 
 import asyncpg
@@ -19,7 +18,6 @@ from pricing.adapters.lease import LeaseLostError
 from pricing.adapters.ledger_client import Ledger, LogReplacedError
 from pricing.adapters.migrate import MigrationError, check_version
 from pricing.adapters.projector import Projector
-from pricing.domain import tally
 from pricing.settings import ProjectorSettings
 
 log = structlog.get_logger()
@@ -82,8 +80,6 @@ def _innermost(error: BaseException) -> BaseException:
 
 async def serve(config: ProjectorSettings) -> None:
     """Project until SIGTERM, or leave with status 1 when it cannot go on."""
-    # Beside the work, which goes on without them until they are loaded; and a stop need not wait.
-    threading.Thread(target=tally.prepare, daemon=True).start()
     stopped = grpcs.stop_event()
     door = grpcs.Server("pricing-projector", config.health_address)
     await door.start()

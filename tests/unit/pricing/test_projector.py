@@ -1,14 +1,22 @@
-"""Runs of a log are rated together where they share a pin, and nothing of them is lost."""
+"""Runs of a log are rated together where they share a pin, and nothing of them is lost; and the
+compiled loops are loaded where there is enough to do for them.
+"""
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from itertools import pairwise
+from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pricing.adapters import projector
 from pricing.adapters.ledger_client import Run
 from pricing.adapters.projector import joined
+from pricing.domain import tally
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), max_size=12), st.integers(0, 9))
@@ -32,3 +40,30 @@ def test_joined_runs_are_the_same_leaves_at_the_same_places(
     assert all(one.pin != two.pin for one, two in pairwise(found))
     pins = [run.pin for run in runs for _ in run.leaves]
     assert [run.pin for run in found for _ in run.leaves] == pins
+
+
+async def test_the_loops_are_loaded_for_a_backlog_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    nothing: Any = None
+    made = projector.Projector(nothing, nothing, nothing, nothing, lambda: None)
+    made._queues["usage-0"] = deque([Run("usage-0", 0, [b""] * 4_000, 1, {})])
+    assert not made._is_behind()
+    made._queues["usage-1"] = deque([Run("usage-1", 0, [b""] * 4_000, 1, {})])
+    assert made._is_behind()
+
+    threads: list[threading.Thread] = []
+    monkeypatch.setattr(tally, "prepare", lambda: threads.append(threading.current_thread()))
+    await projector.load_loops()
+    assert threads[0] is not threading.current_thread()
+    # A stop does not wait for it.
+    assert threads[0].daemon
+
+
+async def test_loops_that_cannot_be_loaded_are_no_silent_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail() -> None:
+        raise ImportError("no such library")
+
+    monkeypatch.setattr(tally, "prepare", fail)
+    with pytest.raises(ImportError, match="no such library"):
+        await projector.load_loops()

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from itertools import groupby
 from operator import attrgetter
@@ -34,9 +34,12 @@ from tollbook.ledger.v1 import ledger_pb2
 log = structlog.get_logger()
 tracer = telemetry.tracer("pricing.projector")
 
-_QUEUED_RUNS: Final = 4
+_QUEUED_LEAVES: Final = 16_000
+"""Of each log, but for the run that goes beyond it. Not so many runs: what follows the end of a log
+comes a few leaves at a time, and a projector that is behind must find more of them to rate at once.
+"""
 _STEP_LEAVES: Final = 20_000
-_LOOPS_FROM_LEAVES: Final = 8_000
+_LOOPS_FROM_LEAVES: Final = 1_000
 _DISCOVER_MS: Final = 1_000
 
 
@@ -116,6 +119,7 @@ class Projector:
         self._on_ready = on_ready
         self._queues: dict[str, deque[Run]] = {}
         self._space: dict[str, asyncio.Event] = {}
+        self._waiting: Counter[str] = Counter()
         self._arrived = asyncio.Event()
         self._projection = Projection()
 
@@ -149,16 +153,16 @@ class Projector:
     async def _follow(self, name: str, first: int) -> None:
         queue, space = self._queues[name], self._space[name]
         async for run in self._ledger.follow(name, first):
-            while len(queue) >= _QUEUED_RUNS:
+            while self._waiting[name] >= _QUEUED_LEAVES:
                 space.clear()
                 await space.wait()
             queue.append(run)
+            self._waiting[name] += len(run.leaves)
             self._arrived.set()
 
     def _is_behind(self) -> bool:
         """Whether so much waits that the compiled loops are worth their loading."""
-        waiting = sum(len(run.leaves) for queue in self._queues.values() for run in queue)
-        return waiting >= _LOOPS_FROM_LEAVES
+        return self._waiting.total() >= _LOOPS_FROM_LEAVES
 
     def _next(self) -> Run | None:
         """The next run that can be applied: control first, then what its pin allows."""
@@ -173,7 +177,9 @@ class Projector:
 
     def _take(self, name: str) -> Run:
         self._space[name].set()
-        return self._queues[name].popleft()
+        run = self._queues[name].popleft()
+        self._waiting[name] -= len(run.leaves)
+        return run
 
     async def _consume(self, epoch: int) -> None:
         writing: asyncio.Task[None] | None = None

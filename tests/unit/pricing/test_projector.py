@@ -4,10 +4,12 @@ compiled loops are loaded where there is enough to do for them.
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections import deque
+from collections.abc import AsyncIterator
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import pytest
 from hypothesis import given
@@ -45,9 +47,9 @@ def test_joined_runs_are_the_same_leaves_at_the_same_places(
 async def test_the_loops_are_loaded_for_a_backlog_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     nothing: Any = None
     made = projector.Projector(nothing, nothing, nothing, nothing, lambda: None)
-    made._queues["usage-0"] = deque([Run("usage-0", 0, [b""] * 4_000, 1, {})])
+    made._waiting["usage-0"] = 400
     assert not made._is_behind()
-    made._queues["usage-1"] = deque([Run("usage-1", 0, [b""] * 4_000, 1, {})])
+    made._waiting["usage-1"] = 600
     assert made._is_behind()
 
     threads: list[threading.Thread] = []
@@ -67,3 +69,33 @@ async def test_loops_that_cannot_be_loaded_are_no_silent_wait(
     monkeypatch.setattr(tally, "prepare", fail)
     with pytest.raises(ImportError, match="no such library"):
         await projector.load_loops()
+
+
+async def test_a_projector_that_is_behind_finds_many_small_runs_at_once() -> None:
+    class Ledger:
+        async def follow(self, name: str, first: int) -> AsyncIterator[Run]:
+            at = first
+            while True:
+                yield Run(name, at, [b""] * 10, 1, {})
+                at += 10
+
+    nothing: Any = None
+    made = projector.Projector(nothing, nothing, cast(Any, Ledger()), nothing, lambda: None)
+    made._queues["usage-0"] = deque()
+    made._space["usage-0"] = asyncio.Event()
+    following = asyncio.ensure_future(made._follow("usage-0", 0))
+    try:
+        # It reads until the queue is full by leaves, not by runs, and no further.
+        await made._arrived.wait()
+        assert made._waiting["usage-0"] == projector._QUEUED_LEAVES
+        runs = [made._take("usage-0") for _ in range(len(made._queues["usage-0"]))]
+        assert made._waiting["usage-0"] == 0
+        (whole,) = joined(runs)
+        assert len(whole.leaves) == projector._QUEUED_LEAVES
+        # And goes on when there is room.
+        made._arrived.clear()
+        await made._arrived.wait()
+        assert made._queues["usage-0"][0].first_position == whole.end_position
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)

@@ -143,7 +143,8 @@ async def test_what_is_read_again_raises_nothing_and_a_changed_rule_begins_anew(
     await books.charge("acme", "b", tokens("4"))
     assert await desk.alerts() == [("spent", "acme")]
     changed = desk.path.read_text().replace('day, amount: "3"', 'day, amount: "9"')
-    desk.path.write_text(changed)
+    late = '  - {id: late, kind: spent, window: day, amount: "1"}\n'
+    desk.path.write_text(changed + late)
     books.watch = Watch(alert_rules.read(str(desk.path)))
     db = await database.connect(desk.dsn)
     await books.watch.prepare(db)
@@ -152,6 +153,8 @@ async def test_what_is_read_again_raises_nothing_and_a_changed_rule_begins_anew(
     await books.charge("acme", "c", tokens("0.50"))
     assert await desk.alerts() == [("spent", "acme"), ("low", "acme")]
     await books.charge("acme", "d", tokens("1"))
+    # What was so before a rule was set is not told.
+    assert ("late", "acme") not in await desk.alerts()
     # The same day, and so the same alert: it was told already.
     assert (await desk.alerts()).count(("spent", "acme")) == 1
 

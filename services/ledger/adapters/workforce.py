@@ -36,12 +36,16 @@ _RENEW_WORKER: Final = (
     "INSERT INTO worker VALUES ($1, now() + $2::bigint * interval '1 millisecond')"
     " ON CONFLICT (worker_id) DO UPDATE SET lease_until = excluded.lease_until"
 )
+# Locked in one order: two renewals at once (a tick's and the keeper's) would else wait for each
+# other, for where a head's row stands changes with every batch.
 _RENEW_LOGS: Final = (
-    "UPDATE log_head SET lease_until = now() + $2::bigint * interval '1 millisecond',"
+    "WITH held AS (SELECT log_id FROM log_head WHERE owner = $1 AND log_id = ANY($3::int[])"
+    " ORDER BY log_id FOR NO KEY UPDATE)"
+    " UPDATE log_head SET lease_until = now() + $2::bigint * interval '1 millisecond',"
     " end_offset = coalesce(seen.end_offset, log_head.end_offset), end_offset_at ="
     " CASE WHEN seen.end_offset IS NULL THEN end_offset_at ELSE clock_timestamp() END"
-    " FROM unnest($3::int[], $4::bigint[]) AS seen(log_id, end_offset)"
-    " WHERE owner = $1 AND log_head.log_id = seen.log_id RETURNING log_head.log_id, epoch"
+    " FROM held JOIN unnest($3::int[], $4::bigint[]) AS seen(log_id, end_offset) USING (log_id)"
+    " WHERE owner = $1 AND log_head.log_id = held.log_id RETURNING log_head.log_id, epoch"
 )
 _FORGET_WORKERS: Final = "DELETE FROM worker WHERE lease_until < now() - interval '1 hour'"
 _TOPIC_CHECK_TICKS: Final = 20

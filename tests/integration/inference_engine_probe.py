@@ -161,7 +161,7 @@ class Probe:
             "abort_choices",
             await case(max_tokens=2000, ignore_eos=True, choices=3, abort_after=9),
         )
-        yield "slow_reader", await case(max_tokens=400, ignore_eos=True, pause_s=0.05)
+        yield "slow_reader", await case(max_tokens=400, ignore_eos=True, pause_s=0.01)
         yield (
             "slow_abort",
             await case(max_tokens=3000, ignore_eos=True, pause_s=0.05, abort_after=5),

@@ -143,9 +143,15 @@ class Dozing:
         raise errors.Unavailable(reason, reason="STARTING", retry_after_ms=2_000)
 
     async def _used(self) -> None:
-        """Count a user in, with the engine awake: between both nothing can put it to sleep."""
-        await self._awake()
+        """Count a user in, and return with the engine awake. Counted first: what wakes for
+        somebody does not fall asleep again before they had it.
+        """
         self._users += 1
+        try:
+            await self._awake()
+        except BaseException:
+            self._left()
+            raise
 
     def _left(self) -> None:
         self._users -= 1

@@ -33,6 +33,8 @@ class LyingServer:
         self.url = f"http://{self.address}"
         self.lie = ""
         self.asked = 0
+        # Tokens that were passed on: how many stand in a chunk is the real server's affair.
+        self.given = 0
         self.app = Starlette(
             routes=[
                 Route("/v1/models", self._models, methods=["GET"]),
@@ -63,41 +65,42 @@ class LyingServer:
         if answer.status_code != 200:
             await answer.aread()
             return Response(answer.content, answer.status_code, media_type="application/json")
-        return StreamingResponse(_spoiled(answer, lie), media_type="text/event-stream")
+        return StreamingResponse(self._spoiled(answer, lie), media_type="text/event-stream")
 
-
-async def _spoiled(answer: httpx.Response, lie: str) -> AsyncIterator[bytes]:
-    """The real stream, but for one lie."""
-    try:
-        seen = given = 0
-        async for line in answer.aiter_lines():
-            if not line.startswith("data:"):
-                continue
-            if line == "data: [DONE]":
-                if lie != "no_done":
-                    yield b"data: [DONE]\n\n"
-                return
-            chunk = json.loads(line[5:])
-            seen += bool(chunk["choices"])
-            if lie == "cut" and seen == 4:
-                return
-            if lie == "error" and seen == 4:
-                yield b'data: {"error": {"message": "out of memory"}}\n\n'
-                return
-            if lie == "garbage" and seen == 4:
-                yield b"data: <html>\n\n"
-                return
-            if lie == "silence" and seen == 4:
-                await asyncio.Event().wait()
-            spoil(chunk, lie)
-            given += sum(len(choice.get("token_ids") or ()) for choice in chunk["choices"])
-            if lie == "padded" and chunk.get("usage"):
-                # It claims what it padded: only the text tells.
-                chunk["usage"]["completion_tokens"] = given
-            if chunk.get("usage") is not None or chunk["choices"]:
-                yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
-    finally:
-        await answer.aclose()
+    async def _spoiled(self, answer: httpx.Response, lie: str) -> AsyncIterator[bytes]:
+        """The real stream, but for one lie."""
+        try:
+            seen = given = 0
+            async for line in answer.aiter_lines():
+                if not line.startswith("data:"):
+                    continue
+                if line == "data: [DONE]":
+                    if lie != "no_done":
+                        yield b"data: [DONE]\n\n"
+                    return
+                chunk = json.loads(line[5:])
+                seen += bool(chunk["choices"])
+                if lie == "cut" and seen == 2:
+                    return
+                if lie == "error" and seen == 2:
+                    yield b'data: {"error": {"message": "out of memory"}}\n\n'
+                    return
+                if lie == "garbage" and seen == 2:
+                    yield b"data: <html>\n\n"
+                    return
+                if lie == "silence" and seen == 2:
+                    await asyncio.Event().wait()
+                spoil(chunk, lie)
+                tokens = sum(len(choice.get("token_ids") or ()) for choice in chunk["choices"])
+                given += tokens
+                self.given += tokens
+                if lie == "padded" and chunk.get("usage"):
+                    # It claims what it padded: only the text tells.
+                    chunk["usage"]["completion_tokens"] = given
+                if chunk.get("usage") is not None or chunk["choices"]:
+                    yield b"data: " + json.dumps(chunk).encode() + b"\n\n"
+        finally:
+            await answer.aclose()
 
 
 def spoil(chunk: dict[str, Any], lie: str) -> None:

@@ -376,21 +376,21 @@ async def test_bytes_that_are_no_message_are_refused(world: WholeWorld, method: 
 # Pricing --------------------------------------------------------------------------------
 
 GOOD_CARD = CARD.format(card="bad", model="bad")
-# A card of nine lines, the first of them empty; what is wrong with it, where, and a word of it.
+# A card of eleven lines, the first of them empty; what is wrong with it, where, and a word of it.
 CARDS: dict[str, tuple[str, str, str]] = {
-    "no-number": (GOOD_CARD.replace("0.60", "cheap"), "line 9, column 73", "'cheap'"),
-    "negative": (GOOD_CARD.replace("0.60", "-0.60"), "line 9, column 73", "not negative"),
-    "exponent": (GOOD_CARD.replace("0.60", "1e-3"), "line 9, column 73", "no exponent"),
-    "nan": (GOOD_CARD.replace("0.60", ".nan"), "line 9, column 73", "decimal number"),
-    "too-fine": (GOOD_CARD.replace("0.60", "0." + "0" * 12 + "1"), "line 9, column 73", "whole"),
-    "not-closed": (GOOD_CARD + "  - {id: x, match: {", "line 10, column 21", "expected"),
+    "no-number": (GOOD_CARD.replace("0.60", "cheap"), "line 11, column 73", "'cheap'"),
+    "negative": (GOOD_CARD.replace("0.60", "-0.60"), "line 11, column 73", "not negative"),
+    "exponent": (GOOD_CARD.replace("0.60", "1e-3"), "line 11, column 73", "no exponent"),
+    "nan": (GOOD_CARD.replace("0.60", ".nan"), "line 11, column 73", "decimal number"),
+    "too-fine": (GOOD_CARD.replace("0.60", "0." + "0" * 12 + "1"), "line 11, column 73", "whole"),
+    "not-closed": (GOOD_CARD + "  - {id: x, match: {", "line 12, column 21", "expected"),
     "tab": (GOOD_CARD.replace("currency", "\tcurrency"), "line 3, column 1", "cannot start"),
     "misspelt": (GOOD_CARD.replace("currency", "curency"), "line 3, column 1", "'curency'"),
     "no-date": (GOOD_CARD.replace("2026-01", "2026-13"), "line 4, column 17", "RFC 3339"),
     "no-direction": (
-        GOOD_CARD.replace("direction: out", "direction: up"), "line 9, column 46", "in, none, out",
+        GOOD_CARD.replace("direction: out", "direction: up"), "line 11, column 46", "in, none, out",
     ),
-    "line-twice": (GOOD_CARD.replace("id: cached", "id: in"), "line 7, column 10", "stands twice"),
+    "line-twice": (GOOD_CARD.replace("id: cached", "id: in"), "line 9, column 10", "stands twice"),
     "alias": ("a: &a [*a]", "line 1, column 8", "aliases"),
     "no-card": ("- a list", "line 1, column 1", "card: NAME"),
 }  # fmt: skip

@@ -36,7 +36,7 @@ APPEND_ONLY = (
     "append_key",
     "log_exception",
 )
-WAIT_S = 20.0
+WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")

@@ -30,15 +30,13 @@ from inference.adapters import vllm_nursery, vllm_start
 from inference.adapters.conversation import messages_of, tools_of
 from inference.adapters.vllm_counters import CounterLogger
 from inference.adapters.vllm_sampling import sampling_of
+from inference.adapters.warm_up import PROMPT_IDS, warm_up
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
 
 log = structlog.get_logger()
 
-# A first prompt of a few tokens can crash some CPUs; this many cannot.
-WARM_UP_PROMPT_TOKENS: Final = 64
-WARM_UP_OUTPUT_TOKENS: Final = 4
 _STOP_S: Final = 2.0
 _KILLED_S: Final = 10.0
 
@@ -82,26 +80,12 @@ class VllmEngine:
 
     async def start(self) -> int:
         """Warm up; see engine.Engine.start."""
-        prompt = port.Prompt(
-            token_ids=[0] * WARM_UP_PROMPT_TOKENS,
-            engine_form=self._tokens_form([0] * WARM_UP_PROMPT_TOKENS, ""),
+        return await warm_up(
+            self,
+            port.Target("", "", ""),
+            self._tokens_form(list(PROMPT_IDS), ""),
+            inference.SamplingParams(ignore_eos=True),
         )
-        job = port.Job(
-            engine_request_id="warm-up",
-            target=port.Target("", "", ""),
-            prompt=prompt,
-            sampling=inference.SamplingParams(ignore_eos=True),
-            choices=1,
-            max_tokens=WARM_UP_OUTPUT_TOKENS,
-            trace_headers={},
-        )
-        tokens = 0
-        async for event in self.generate(job):
-            if isinstance(event, port.Tokens):
-                tokens += len(event.token_ids)
-            elif isinstance(event, port.Finished):
-                tokens += event.surplus_tokens
-        return tokens
 
     async def stop(self) -> None:
         """See engine.Engine.stop."""

@@ -28,14 +28,12 @@ from inference import engine as port
 from inference.adapters.upstream import shapes
 from inference.adapters.upstream.choice import Choice
 from inference.adapters.upstream.words import Words
+from inference.adapters.warm_up import warm_up
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 
 log = structlog.get_logger()
 
-# As beside vLLM embedded: a first prompt of a few tokens can crash some CPUs.
-WARM_UP_PROMPT_TOKENS: Final = 64
-WARM_UP_OUTPUT_TOKENS: Final = 4
 _CONNECT_S: Final = 5.0
 _POLL_S: Final = 0.5
 _MAX_ERROR_BYTES: Final = 65_536
@@ -168,22 +166,7 @@ class UpstreamEngine:
 
     async def _warm_up(self) -> int:
         target = port.Target(self._options.base_name, self._options.base_name, "")
-        job = port.Job(
-            engine_request_id="warm-up",
-            target=target,
-            prompt=port.Prompt([0] * WARM_UP_PROMPT_TOKENS, "warm-up"),
-            sampling=inference.SamplingParams(),
-            choices=1,
-            max_tokens=WARM_UP_OUTPUT_TOKENS,
-            trace_headers={},
-        )
-        tokens = 0
-        async for event in self.generate(job):
-            if isinstance(event, port.Tokens):
-                tokens += len(event.token_ids)
-            elif isinstance(event, port.Finished):
-                tokens += event.surplus_tokens
-        return tokens
+        return await warm_up(self, target, "warm-up", inference.SamplingParams())
 
     async def stop(self) -> None:
         """Close all connections; the server goes on without us."""

@@ -28,6 +28,7 @@ import structlog
 from inference import engine as port
 from inference.adapters import vllm_nursery, vllm_start
 from inference.adapters.conversation import messages_of, tools_of
+from inference.adapters.prompts import length_problem, refused
 from inference.adapters.vllm_counters import CounterLogger
 from inference.adapters.vllm_sampling import sampling_of
 from inference.adapters.warm_up import PROMPT_IDS, warm_up
@@ -137,11 +138,8 @@ class VllmEngine:
         except (VLLMClientError, ValueError) as error:
             problem = f"the conversation cannot be rendered: {error}"
             too_long = getattr(error, "parameter", None) in ("input_tokens", "input_text")
-            raise errors.InvalidArgument(
-                problem,
-                reason="INVALID_PROMPT" if too_long else "UNRENDERABLE_PROMPT",
-                violations=(errors.FieldViolation("spec.chat", problem),),
-            ) from error
+            reason = "INVALID_PROMPT" if too_long else "UNRENDERABLE_PROMPT"
+            raise refused("spec.chat", problem, reason) from error
         token_ids = list(form["prompt_token_ids"])
         self._check_prompt(token_ids, "spec.chat")
         return port.Prompt(token_ids, form)
@@ -149,25 +147,14 @@ class VllmEngine:
     def _check_prompt(self, token_ids: list[int], field: str) -> None:
         from vllm.exceptions import VLLMValidationError
 
-        context = self._capabilities.context_tokens
-        if not token_ids:
-            problem = "the prompt has no token"
-        elif len(token_ids) >= context:
-            problem = (
-                f"the prompt has {len(token_ids)} tokens; the model's context of {context} must"
-                " hold them and at least one token of output"
-            )
-        else:
+        problem = length_problem(token_ids, self._capabilities.context_tokens)
+        if not problem:
             try:
                 self._llm.renderer.validate_token_ids(token_ids)
                 return
             except VLLMValidationError as error:
                 problem = str(error)
-        raise errors.InvalidArgument(
-            problem,
-            reason="INVALID_PROMPT",
-            violations=(errors.FieldViolation(field, problem),),
-        )
+        raise refused(field, problem)
 
     @staticmethod
     def _tokens_form(token_ids: list[int], cache_salt: str) -> Any:

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from inference.adapters.conversation import messages_of, tools_of
 from inference.adapters.models import ModelUnusable
+from inference.adapters.prompts import length_problem, refused
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 
@@ -55,22 +56,11 @@ class Words:
         else:
             loop = asyncio.get_running_loop()
             ids, field = await loop.run_in_executor(self._thread, self._chat, spec), "spec.chat"
-        problem = ""
-        if not ids:
-            problem = "the prompt has no token"
-        elif len(ids) >= context_tokens:
-            problem = (
-                f"the prompt has {len(ids)} tokens; the model's context of {context_tokens} must"
-                " hold them and at least one token of output"
-            )
-        elif max(ids) >= self._ids:
+        problem = length_problem(ids, context_tokens)
+        if not problem and not self.knows(ids):
             problem = f"token id {max(ids)} is out of the vocabulary of {self._ids}"
         if problem:
-            raise errors.InvalidArgument(
-                problem,
-                reason="INVALID_PROMPT",
-                violations=(errors.FieldViolation(field, problem),),
-            )
+            raise refused(field, problem)
         return ids
 
     def _chat(self, spec: inference.GenerationSpec) -> list[int]:
@@ -86,11 +76,7 @@ class Words:
             )
         except Exception as error:
             problem = f"the conversation cannot be rendered: {error}"
-            raise errors.InvalidArgument(
-                problem,
-                reason="UNRENDERABLE_PROMPT",
-                violations=(errors.FieldViolation("spec.chat", problem),),
-            ) from error
+            raise refused("spec.chat", problem, "UNRENDERABLE_PROMPT") from error
         return list(given)
 
     def count(self, text: str) -> list[int]:

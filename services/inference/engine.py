@@ -22,6 +22,7 @@ from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
 
 UNKNOWN: Final = counting.UNKNOWN
+_NUMBERS: Final = ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty")
 
 
 class EngineFailed(Exception):
@@ -67,6 +68,15 @@ class Job:
     choices: int
     max_tokens: int
     trace_headers: Mapping[str, str]
+
+    def numbers(self, choice: int) -> dict[str, Any]:
+        """What the caller set of a choice's sampling, under the names that engines have for it."""
+        given = self.sampling
+        numbers = {name: getattr(given, name) for name in _NUMBERS if given.HasField(name)}
+        if given.HasField("seed"):
+            # The same seed for all would make all choices the same.
+            numbers["seed"] = given.seed + choice
+        return numbers
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,7 @@ from inference.adapters.prompts import length_problem, refused
 from inference.adapters.vllm_counters import CounterLogger
 from inference.adapters.vllm_sampling import sampling_of
 from inference.adapters.warm_up import PROMPT_IDS, warm_up
+from inference.domain.outcome import FINISH_REASONS
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -40,14 +41,6 @@ log = structlog.get_logger()
 
 _STOP_S: Final = 2.0
 _KILLED_S: Final = 10.0
-
-_FINISH_REASONS: Final = {
-    "stop": usage.FINISH_REASON_STOP,
-    "length": usage.FINISH_REASON_LENGTH,
-    "abort": usage.FINISH_REASON_ABORT,
-    "error": usage.FINISH_REASON_ERROR,
-    "repetition": usage.FINISH_REASON_REPETITION,
-}
 
 
 class VllmEngine:
@@ -264,7 +257,7 @@ class VllmEngine:
                     choice, completion.token_ids, completion.text, output.num_cached_tokens
                 )
             if output.finished:
-                reason = _FINISH_REASONS.get(
+                reason = FINISH_REASONS.get(
                     completion.finish_reason or "", usage.FINISH_REASON_UNSPECIFIED
                 )
                 yield port.Finished(

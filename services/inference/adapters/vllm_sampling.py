@@ -19,19 +19,7 @@ def sampling_of(job: port.Job, choice: int, defaults: Mapping[str, Any]) -> Any:
     )
 
     given = job.sampling
-    values = dict(defaults)
-    for name in (
-        "temperature",
-        "top_p",
-        "top_k",
-        "presence_penalty",
-        "frequency_penalty",
-    ):
-        if given.HasField(name):
-            values[name] = getattr(given, name)
-    if given.HasField("seed"):
-        # The same seed for all would make all choices the same.
-        values["seed"] = given.seed + choice
+    values = {**defaults, **job.numbers(choice)}
     if given.HasField("json_schema"):
         values["structured_outputs"] = StructuredOutputsParams(json=given.json_schema)
     values.update(

@@ -42,6 +42,15 @@ def outcome_of(end: End, output_tokens: int) -> int:
             )
 
 
+# What engines call a choice's end: vLLM's words, which servers of OpenAI's kind share.
+FINISH_REASONS: Final = {
+    "stop": usage.FINISH_REASON_STOP,
+    "length": usage.FINISH_REASON_LENGTH,
+    "abort": usage.FINISH_REASON_ABORT,
+    "error": usage.FINISH_REASON_ERROR,
+    "repetition": usage.FINISH_REASON_REPETITION,
+}
+
 # The worst reason of several choices speaks for the request.
 _WORST_FIRST: Final = (
     usage.FINISH_REASON_ERROR,

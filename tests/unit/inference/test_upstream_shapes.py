@@ -99,3 +99,12 @@ def test_the_plain_dialect_asks_for_nothing_that_openai_has_not() -> None:
     }
     rich = shapes.body_of(job, "m", 1, shapes.Dialect.RICH)
     assert (rich["return_token_ids"], rich["cache_salt"]) == (True, "salt")
+
+
+def test_what_the_caller_left_out_is_left_to_the_model_and_each_choice_has_its_seed() -> None:
+    sampling = inference.SamplingParams(temperature=0, top_k=3, seed=7)
+    job = port.Job("r", port.Target("", "", ""), port.Prompt([1], ""), sampling, 2, 4, {})
+    assert [job.numbers(choice) for choice in (0, 1)] == [
+        {"temperature": 0, "top_k": 3, "seed": 7},
+        {"temperature": 0, "top_k": 3, "seed": 8},
+    ]

@@ -16,15 +16,9 @@ from typing import Any, Final
 
 from inference import engine as port
 from inference.domain.claims import MAX_CLAIM, Claim
+from inference.domain.outcome import FINISH_REASONS
 from tollbook.usage.v1 import usage_pb2 as usage
 
-FINISH_REASONS: Final = {
-    "stop": usage.FINISH_REASON_STOP,
-    "length": usage.FINISH_REASON_LENGTH,
-    "abort": usage.FINISH_REASON_ABORT,
-    "error": usage.FINISH_REASON_ERROR,
-    "repetition": usage.FINISH_REASON_REPETITION,
-}
 _MAX_ID: Final = 0xFFFF_FFFF
 
 
@@ -60,13 +54,8 @@ def body_of(job: port.Job, model: str, choice: int, dialect: Dialect) -> dict[st
         "max_tokens": job.max_tokens,
         "stream": True,
         "stream_options": {"include_usage": True},
+        **job.numbers(choice),
     }
-    for name in ("temperature", "top_p", "top_k", "presence_penalty", "frequency_penalty"):
-        if given.HasField(name):
-            body[name] = getattr(given, name)
-    if given.HasField("seed"):
-        # The same seed for all would make all choices the same.
-        body["seed"] = given.seed + choice
     if given.stop:
         body["stop"] = list(given.stop)
     if given.ignore_eos:

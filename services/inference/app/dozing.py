@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import structlog
@@ -58,11 +59,6 @@ class Dozing:
     def _observe(self, options: CallbackOptions) -> Iterable[Observation]:
         del options
         return [Observation(int(not self._asleep))]
-
-    @property
-    def asleep(self) -> bool:
-        """True while there is no engine."""
-        return self._asleep
 
     async def start(self) -> int:
         """See engine.Engine.start."""
@@ -142,22 +138,20 @@ class Dozing:
             return
         raise errors.Unavailable(reason, reason="STARTING", retry_after_ms=2_000)
 
-    async def _used(self) -> None:
-        """Count a user in, and return with the engine awake. Counted first: what wakes for
-        somebody does not fall asleep again before they had it.
+    @asynccontextmanager
+    async def _used(self) -> AsyncIterator[None]:
+        """With the engine awake, for one user. Counted first: what wakes for somebody does not
+        fall asleep again before they had it.
         """
         self._users += 1
         try:
             await self._awake()
-        except BaseException:
-            self._left()
-            raise
-
-    def _left(self) -> None:
-        self._users -= 1
-        self._used_ms = self._clock.monotonic_ms()
-        if not self._users:
-            self._quiet.set()
+            yield
+        finally:
+            self._users -= 1
+            self._used_ms = self._clock.monotonic_ms()
+            if not self._users:
+                self._quiet.set()
 
     def capabilities(self) -> port.Capabilities:
         """See engine.Engine.capabilities."""
@@ -173,12 +167,9 @@ class Dozing:
 
     async def generate(self, job: port.Job) -> AsyncIterator[port.Event]:
         """See engine.Engine.generate. Errors besides: Unavailable, when it does not wake."""
-        await self._used()
-        try:
+        async with self._used():
             async for event in self._engine.generate(job):
                 yield event
-        finally:
-            self._left()
 
     async def abort(self, engine_request_id: str) -> None:
         """See engine.Engine.abort."""
@@ -186,19 +177,13 @@ class Dozing:
 
     async def add_adapter(self, name: str, path: str) -> None:
         """See engine.Engine.add_adapter."""
-        await self._used()
-        try:
+        async with self._used():
             await self._engine.add_adapter(name, path)
-        finally:
-            self._left()
 
     async def remove_adapter(self, name: str) -> None:
         """See engine.Engine.remove_adapter."""
-        await self._used()
-        try:
+        async with self._used():
             await self._engine.remove_adapter(name)
-        finally:
-            self._left()
 
     async def suspend(self) -> None:
         """It sleeps by itself."""

@@ -89,7 +89,7 @@ class AdapterStore:
         rank = models.rank_of(scratch, self._max_rank)
         models.check_weights(scratch / WEIGHTS_FILE, self._base_shapes, self._max_rank)
         account_id, project_id = _owner_of(scratch / OWNER_FILE)
-        digest = models.digest_of(sorted(scratch.iterdir()))
+        digest = models.digest_of(scratch.iterdir())
         target = self._kept / digest.hex()
         if not target.is_dir():
             os.rename(scratch, target)

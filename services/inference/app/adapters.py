@@ -101,21 +101,20 @@ class Adapters:
         async with self._changing:
             adapter = await asyncio.to_thread(self._library.take, folder)
             known = self._loaded.get(adapter.name)
-            if known is not None:
-                if known.digest == adapter.digest:
-                    return known
-                await self._drop(adapter)
-                raise errors.AlreadyExists(
-                    f"adapter {adapter.name!r} is loaded with another content"
-                    f" ({known.digest.hex()}); unload it first",
-                    reason="ADAPTER_EXISTS",
-                )
-            if len(self._loaded) >= MAX_ADAPTERS:
-                await self._drop(adapter)
-                raise errors.FailedPrecondition(
-                    f"{MAX_ADAPTERS} adapters are loaded; unload one first", reason="ADAPTERS_FULL"
-                )
+            if known is not None and known.digest == adapter.digest:
+                return known
             try:
+                if known is not None:
+                    raise errors.AlreadyExists(
+                        f"adapter {adapter.name!r} is loaded with another content"
+                        f" ({known.digest.hex()}); unload it first",
+                        reason="ADAPTER_EXISTS",
+                    )
+                if len(self._loaded) >= MAX_ADAPTERS:
+                    raise errors.FailedPrecondition(
+                        f"{MAX_ADAPTERS} adapters are loaded; unload one first",
+                        reason="ADAPTERS_FULL",
+                    )
                 await self._engine.add_adapter(adapter.name, str(adapter.path))
             except BaseException:
                 await self._drop(adapter)

@@ -45,10 +45,6 @@ class Shelf:
         """Serve it no more."""
         self._served.pop(name, None)
 
-    def get(self, name: str) -> Served | None:
-        """Whosever it is: for who runs the house, not for callers."""
-        return self._served.get(name)
-
     def all(self) -> dict[str, Served]:
         """Everything, in order of name; for who runs the house."""
         return dict(sorted(self._served.items()))

@@ -48,11 +48,6 @@ class Choice:
             UNCLAIMED_METRIC, "{request}", "answers whose engine gave no usage"
         )
 
-    @property
-    def output_tokens(self) -> int:
-        """Counted so far."""
-        return len(self._ids)
-
     async def tokens(self, pieces: AsyncIterator[bytes]) -> AsyncIterator[port.Tokens]:
         """Tokens, to the end of the answer.
 

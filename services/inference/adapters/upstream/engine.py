@@ -36,6 +36,8 @@ log = structlog.get_logger()
 
 _CONNECT_S: Final = 5.0
 _POLL_S: Final = 0.5
+# How long the server is waited for at start.
+_START_S: Final = 60.0
 _MAX_ERROR_BYTES: Final = 65_536
 _BUSY: Final = frozenset({408, 409, 425, 429, 503})
 _KEY_REFUSED: Final = frozenset({401, 403})
@@ -47,7 +49,7 @@ class UpstreamOptions:
 
     `url` ends before `/v1`. `model` is the base model's name there; an adapter is asked for
     by its own. `tokenizer`: directory of the model's tokenizer files. `silence_ms`: a server
-    that says nothing for so long has failed. `start_ms`: how long it is waited for at start.
+    that says nothing for so long has failed.
     """
 
     url: str
@@ -57,7 +59,6 @@ class UpstreamOptions:
     key: str = ""
     max_running: int = 64
     silence_ms: int = 120_000
-    start_ms: int = 60_000
 
 
 _Item = port.Event | Exception | None
@@ -129,7 +130,7 @@ class UpstreamEngine:
     async def _models(self) -> dict[str, Any]:
         """What the server has, by name, once it answers."""
         loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + self._options.start_ms / 1000
+        deadline_s = loop.time() + _START_S
         while True:
             try:
                 answer = await self._http.get("/v1/models")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -187,14 +187,8 @@ class BatchRunner:
         """Run what has no result; gives the state that the batch ends in, None when this
         process stops before.
         """
-        batch, results = running.batch, running.results
-        lines, number = self._store.lines(batch.input_file_id), 0
         async with asyncio.TaskGroup() as group:
-            while (raw := await asyncio.to_thread(next, lines, None)) is not None:
-                number += 1
-                line = batches.read_line(number, raw, batch.endpoint) if raw.strip() else None
-                if not isinstance(line, Line) or line.custom_id in results.done:
-                    continue
+            async for line in self._lines_left(running):
                 await self._places.acquire()
                 if self._stopping.is_set() or running.end(self._now_s()) is not None:
                     self._places.release()
@@ -204,19 +198,27 @@ class BatchRunner:
         end = running.end(self._now_s())
         if end is batches.EXPIRED:
             await self._give_up(running)
-        if end is None and len(results.done) < batch.total:
+        if end is None and len(running.results.done) < running.batch.total:
             return None
         return end or batches.COMPLETED
 
+    async def _lines_left(self, running: _Running) -> AsyncIterator[Line]:
+        """Lines that have no result, in their order; an empty one is none."""
+        batch = running.batch
+        lines, number = self._store.lines(batch.input_file_id), 0
+        while (raw := await asyncio.to_thread(next, lines, None)) is not None:
+            number += 1
+            line = batches.read_line(number, raw, batch.endpoint)
+            if isinstance(line, Line) and line.custom_id not in running.results.done:
+                yield line
+
     async def _give_up(self, running: _Running) -> None:
         """Say of each line without a result that its time is over."""
-        batch, results = running.batch, running.results
+        batch = running.batch
         said = "the batch's window was over before this request was run"
-        for number, raw in enumerate(self._store.lines(batch.input_file_id), 1):
-            line = batches.read_line(number, raw, batch.endpoint)
-            if isinstance(line, Line) and line.custom_id not in results.done:
-                untried = shapes.untried(batch.id, line.custom_id, "batch_expired", said)
-                await results.add(False, untried)
+        async for line in self._lines_left(running):
+            untried = shapes.untried(batch.id, line.custom_id, "batch_expired", said)
+            await running.results.add(False, untried)
 
     async def _run_line(self, running: _Running, line: Line) -> None:
         """To its result; without one when this process stops, or the batch does."""

@@ -7,7 +7,6 @@ in app/batch_runner.py. Format: OpenAI's HTTP API.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
 from typing import Any, Final
 
 from starlette.datastructures import UploadFile
@@ -18,7 +17,7 @@ from starlette.routing import Route
 
 from inference.adapters import batch_shapes, openai_shapes
 from inference.adapters.batch_store import MAX_FILE_BYTES, BatchStore, File
-from inference.adapters.http_guard import Guard, body_of
+from inference.adapters.http_guard import Guard, body_of, pieces_of
 from inference.adapters.keys import Keys
 from inference.app.batch_runner import BatchRunner
 from inference.app.generation import Caller
@@ -61,8 +60,13 @@ class BatchRoutes:
 
     async def _upload(self, request: Request, caller: Caller) -> Response:
         self._store.room_for_file(caller.account_id)
+        pieces = pieces_of(
+            request,
+            MAX_FILE_BYTES + _FORM_BYTES,
+            f"a file has at most {MAX_FILE_BYTES} bytes",
+        )
         parser = MultiPartParser(
-            request.headers, _bounded(request), max_files=1, max_fields=8, max_part_size=_FORM_BYTES
+            request.headers, pieces, max_files=1, max_fields=8, max_part_size=_FORM_BYTES
         )
         try:
             form = await parser.parse()
@@ -172,15 +176,3 @@ def _page(request: Request, items: list[dict[str, Any]], standard: int) -> Respo
         raise errors.InvalidArgument.of_field("limit", f"limit: a number of 1 to {_MAX_PAGE}")
     after = request.query_params.get("after")
     return JSONResponse(batch_shapes.page_of(items, after, int(given)))
-
-
-async def _bounded(request: Request) -> AsyncGenerator[bytes, None]:
-    """The body in pieces. Errors: InvalidArgument once it is too long."""
-    taken = 0
-    async for piece in request.stream():
-        taken += len(piece)
-        if taken > MAX_FILE_BYTES + _FORM_BYTES:
-            raise errors.InvalidArgument(
-                f"a file has at most {MAX_FILE_BYTES} bytes", reason="BODY_TOO_LARGE"
-            )
-        yield piece

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any, Final
 
 import structlog
@@ -82,13 +82,20 @@ async def no_route(request: Request, _error: Exception) -> Response:
     return refusal(errors.NotFound(said, reason="NO_ROUTE"), None)
 
 
+async def pieces_of(request: Request, most_bytes: int, problem: str) -> AsyncGenerator[bytes, None]:
+    """The body as it comes. Errors: InvalidArgument with `problem`, once it has more bytes."""
+    taken = 0
+    async for piece in request.stream():
+        taken += len(piece)
+        if taken > most_bytes:
+            raise errors.InvalidArgument(problem, reason="BODY_TOO_LARGE")
+        yield piece
+
+
 async def body_of(request: Request) -> bytes:
     """The body, within its bound. Errors: InvalidArgument."""
+    problem = f"the body has more than {MAX_BODY_BYTES} bytes"
     data = bytearray()
-    async for piece in request.stream():
+    async for piece in pieces_of(request, MAX_BODY_BYTES, problem):
         data += piece
-        if len(data) > MAX_BODY_BYTES:
-            raise errors.InvalidArgument(
-                f"the body has more than {MAX_BODY_BYTES} bytes", reason="BODY_TOO_LARGE"
-            )
     return bytes(data)

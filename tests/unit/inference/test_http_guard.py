@@ -1,4 +1,6 @@
-"""More connections than are served: an answer in OpenAI's shape, and only while it is so."""
+"""More connections than are served, told in OpenAI's shape and only while it is so; and bodies
+that are longer than they may be.
+"""
 
 from __future__ import annotations
 
@@ -8,9 +10,11 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.requests import Request
 
-from inference.adapters.http_guard import overloaded
-from kernel import web
+from inference.adapters import http_guard
+from inference.adapters.http_guard import body_of, overloaded, pieces_of
+from kernel import errors, web
 
 
 async def test_who_comes_beyond_the_bound_is_told_to_come_again(
@@ -46,3 +50,29 @@ async def test_who_comes_beyond_the_bound_is_told_to_come_again(
         writer.close()
     stopped.set()
     await serving
+
+
+def sent(*pieces: bytes) -> Request:
+    messages = [
+        {"type": "http.request", "body": piece, "more_body": more}
+        for more, piece in zip([*[True] * (len(pieces) - 1), False], pieces, strict=True)
+    ]
+
+    async def receive() -> Any:
+        return messages.pop(0)
+
+    return Request({"type": "http", "method": "POST", "headers": []}, receive)
+
+
+async def test_a_body_is_taken_in_up_to_its_bound_and_no_byte_beyond(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(http_guard, "MAX_BODY_BYTES", 5)
+    assert await body_of(sent(b"ab", b"", b"cde")) == b"abcde"
+    with pytest.raises(errors.InvalidArgument, match="more than 5 bytes") as refused:
+        await body_of(sent(b"ab", b"cdef", b"never asked for"))
+    assert refused.value.reason == "BODY_TOO_LARGE"
+    pieces = pieces_of(sent(b"ab", b"cd", b"ef"), 4, "too long")
+    assert [await anext(pieces), await anext(pieces)] == [b"ab", b"cd"]
+    with pytest.raises(errors.InvalidArgument, match="too long"):
+        await anext(pieces)

@@ -11,7 +11,8 @@ from typing import Any, Final, Literal
 from pydantic import Field
 
 from inference.adapters.batch_store import File
-from inference.adapters.openai_shapes import Json, Shape
+from inference.adapters.openai_shapes import Json
+from inference.adapters.openai_tools import Shape
 from inference.domain import batches
 from inference.domain.batches import Batch, Sums
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from inference.adapters.openai_tools import (
     MAX_TOOLS,
@@ -20,6 +20,7 @@ from inference.adapters.openai_tools import (
     Choice,
     MadeCall,
     Parsing,
+    Shape,
     Tool,
 )
 from kernel import errors
@@ -63,12 +64,6 @@ _PARAMETERS: Final = {
     "spec.tokens": "prompt",
     "spec.sampling.json_schema": "response_format",
 }
-
-
-class Shape(BaseModel):
-    """A body: nothing in it goes unread."""
-
-    model_config = ConfigDict(extra="forbid", strict=True)
 
 
 class _StreamOptions(Shape):

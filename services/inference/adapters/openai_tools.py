@@ -21,41 +21,43 @@ MAX_TOOLS: Final = 128
 _NAME: Final = r"^[A-Za-z0-9_.-]{1,128}$"
 
 
-class _Strict(BaseModel):
+class Shape(BaseModel):
+    """A body, or a part of one: nothing in it goes unread."""
+
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
-class _Function(_Strict):
+class _Function(Shape):
     name: str = Field(pattern=_NAME)
     description: str | None = None
     parameters: Json | None = None
     strict: bool | None = None
 
 
-class Tool(_Strict):
+class Tool(Shape):
     """A function that the model may call."""
 
     type: Literal["function"]
     function: _Function
 
 
-class _Named(_Strict):
+class _Named(Shape):
     name: str
 
 
-class ToolChoice(_Strict):
+class ToolChoice(Shape):
     """The one function that is to be called."""
 
     type: Literal["function"]
     function: _Named
 
 
-class _Called(_Strict):
+class _Called(Shape):
     name: str
     arguments: str
 
 
-class MadeCall(_Strict):
+class MadeCall(Shape):
     """A call in an assistant's message."""
 
     id: str

@@ -17,7 +17,6 @@ from bench import engine_load
 from bench.usage_load import percentiles
 from inference import tinymodel
 from inference.adapters.vllm_engine import VllmEngine
-from inference.adapters.vllm_start import VllmOptions
 from kernel import telemetry
 
 
@@ -42,9 +41,7 @@ def main() -> None:
     telemetry.configure("bench", "WARNING")
     with tempfile.TemporaryDirectory(prefix="tollbook-bench-") as scratch:
         tinymodel.make(Path(scratch))
-        engine = VllmEngine(
-            VllmOptions(Path(scratch) / "model", threads=1, kv_cache_gib=1, max_running=64)
-        )
+        engine = engine_load.engine_of(Path(scratch) / "model", 64)
         seen = asyncio.run(_rounds(engine, concurrency, requests, rounds))
     figures = {
         "tokens_per_s": round(statistics.median(seen.tokens_per_s)),

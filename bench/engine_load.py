@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
-import statistics
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final
 
 from inference.adapters.vllm_engine import VllmEngine
+from inference.adapters.vllm_start import VllmOptions
 from kernel.ids import new_id
 from tollbook.inference.v1 import inference_pb2 as inference
 
@@ -80,9 +81,29 @@ def alone(engine: VllmEngine) -> Ask:
     return ask
 
 
-def at(samples: Sequence[float], percent: int) -> float:
-    """A percentile."""
-    return statistics.quantiles(samples, n=100, method="inclusive")[percent - 1]
+async def read(stream: AsyncIterable[inference.GenerateResponse]) -> tuple[int, float]:
+    """Read a stream of the service to its end; gives what an Ask does."""
+    tokens, first = 0, 0.0
+    async for response in stream:
+        if response.WhichOneof("event") == "delta":
+            first = first or time.perf_counter()
+            tokens += len(response.delta.token_ids)
+    return tokens, first
+
+
+def by_grpc(stub: Any, metadata: Sequence[tuple[str, str]]) -> Ask:
+    """Streamed by gRPC."""
+
+    async def ask(spec: inference.GenerationSpec, _salt: str) -> tuple[int, float]:
+        request = inference.GenerateRequest(spec=spec)
+        return await read(stub.Generate(request, metadata=metadata, timeout=120))
+
+    return ask
+
+
+def engine_of(model: Path, max_running: int) -> VllmEngine:
+    """An engine as all benches have it. It forks: first of all in a process."""
+    return VllmEngine(VllmOptions(model, threads=1, kv_cache_gib=1, max_running=max_running))
 
 
 async def of_specs(

@@ -13,7 +13,6 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import statistics
 import sys
 import tempfile
 import time
@@ -24,9 +23,9 @@ from typing import Any, Final
 from bench import engine_load
 from bench.child import last_line_of
 from bench.metered import Metered, Unheld, metered
+from bench.usage_load import percentiles
 from inference import tinymodel
 from inference.adapters.vllm_engine import VllmEngine
-from inference.adapters.vllm_start import VllmOptions
 from inference.app.gate import Gate
 from kernel import telemetry
 from tollbook.stack import running_stack
@@ -104,15 +103,13 @@ def of_gate(kind: str, kafka: str, topic: str) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(prefix="tollbook-bench-") as scratch:
         work = Path(scratch)
         tinymodel.make(work)
-        engine = VllmEngine(
-            VllmOptions(work / "model", threads=1, kv_cache_gib=1, max_running=MAX_RUNNING)
-        )
+        engine = engine_load.engine_of(work / "model", MAX_RUNNING)
         gate = Gate(MAX_RUNNING if kind == "turns" else OPEN)
         seen = asyncio.run(_rounds(engine, work, gate, (kafka, topic), states))
     figures: dict[str, Any] = {
         name: {
-            "first_token_ms": _percentiles(samples.first_token_ms),
-            "request_ms": _percentiles(samples.request_ms),
+            "first_token_ms": percentiles(samples.first_token_ms),
+            "request_ms": percentiles(samples.request_ms),
         }
         for name, samples in seen.items()
     }
@@ -121,13 +118,6 @@ def of_gate(kind: str, kafka: str, topic: str) -> dict[str, Any]:
             figures["flooding"]["request_ms"]["p99"] / figures[base]["request_ms"]["p99"], 2
         )
     return figures
-
-
-def _percentiles(samples: list[float]) -> dict[str, float]:
-    return {
-        "p50": round(statistics.median(samples), 2),
-        "p99": round(engine_load.at(samples, 99), 2),
-    }
 
 
 def run() -> dict[str, Any]:

@@ -26,14 +26,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
-from bench import engine_load, traces
+from bench import engine_load, trace_load
 from bench.child import last_line_of
 from bench.engine_load import Samples
 from bench.metered import Metered, Switched, Unheld, metered
+from bench.usage_load import percentiles
 from inference import tinymodel
 from inference.adapters.credit import PricingCredit
 from inference.adapters.vllm_engine import VllmEngine
-from inference.adapters.vllm_start import VllmOptions
 from inference.app.gate import Gate
 from kernel import grpcs, telemetry
 from kernel.clock import SystemClock
@@ -97,7 +97,7 @@ class _Run:
 
     def _asked(self, name: str, salt: str, count: int) -> list[inference_pb2.GenerationSpec]:
         if name in self._size.traces:
-            return traces.requests(name, salt, count)
+            return trace_load.requests(name, salt, count)
         source = random.Random(salt)
         return engine_load.specs(source, count, self._size.output_tokens)
 
@@ -108,8 +108,8 @@ def _figures(seen: Mapping[str, Samples]) -> dict[str, Any]:
     for way in WAYS:
         line[way] = {
             "tokens_per_s": round(statistics.median(seen[way].tokens_per_s)),
-            "first_token_ms": _percentiles(seen[way].first_token_ms),
-            "request_ms": _percentiles(seen[way].request_ms),
+            "first_token_ms": percentiles(seen[way].first_token_ms),
+            "request_ms": percentiles(seen[way].request_ms),
         }
     for way in WAYS[1:]:
         pairs = zip(seen["alone"].tokens_per_s, seen[way].tokens_per_s, strict=True)
@@ -120,10 +120,6 @@ def _figures(seen: Mapping[str, Samples]) -> dict[str, Any]:
             "most": round(costs[-1], 1),
         }
     return line
-
-
-def _percentiles(samples: list[float]) -> dict[str, float]:
-    return {f"p{at}": round(engine_load.at(samples, at), 2) for at in (50, 99)}
 
 
 async def _measure(
@@ -153,9 +149,9 @@ async def _measure(
                     **_figures(seen),
                 }
             )
-        await plant.check(run.probe_tokens)
+        residual = await plant.check(run.probe_tokens)
     await channel.close()
-    return {"loads": lines, "residual_tokens": 0}
+    return {"loads": lines, "residual_tokens": residual}
 
 
 async def _open_account(environment: Mapping[str, str]) -> None:
@@ -176,9 +172,7 @@ def of_size(name: str) -> dict[str, Any]:
         work = Path(scratch)
         tinymodel.make(work, size.shape)
         begin = time.perf_counter()
-        engine = VllmEngine(
-            VllmOptions(work / "model", threads=1, kv_cache_gib=1, max_running=MAX_RUNNING)
-        )
+        engine = engine_load.engine_of(work / "model", MAX_RUNNING)
         started_s = time.perf_counter() - begin
         measured = asyncio.run(_measure(engine, work / "model", work, size, os.environ))
     return {"engine_start_s": round(started_s, 1), **measured}

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from bench.engine_load import Ask
+from bench.engine_load import Ask, read
 from inference import engine as port
 from inference.adapters import models
 from inference.adapters.publisher import Publisher
@@ -82,12 +81,7 @@ class Metered:
         async def ask(spec: inference.GenerationSpec, _salt: str) -> tuple[int, float]:
             reader = self.requests.find(caller, spec)
             assert isinstance(reader, Reader)
-            tokens, first = 0, 0.0
-            async for response in reader.stream():
-                if response.WhichOneof("event") == "delta":
-                    first = first or time.perf_counter()
-                    tokens += len(response.delta.token_ids)
-            return tokens, first
+            return await read(reader.stream())
 
         return ask
 
@@ -95,12 +89,13 @@ class Metered:
         """Usage records that the broker has not acknowledged."""
         return (await self.books.conservation()).spool_backlog
 
-    async def check(self, probe_tokens: int) -> None:
-        """Conservation, with what went past the meter on purpose. Errors: RuntimeError."""
+    async def check(self, probe_tokens: int) -> int:
+        """The residual, with what went past the meter on purpose. Errors: RuntimeError, not 0."""
         await self.requests.settled()
         self.books.discard(usage.WASTE_KIND_PROBE, probe_tokens)
         if residual := await self.books.settled_residual():
             raise RuntimeError(f"tokens are not conserved: residual {residual}")
+        return residual
 
 
 @asynccontextmanager

@@ -9,7 +9,6 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import statistics
 import tempfile
 import time
 from pathlib import Path
@@ -19,9 +18,9 @@ import psutil
 
 from bench import engine_load
 from bench.metered import Metered, Unheld, metered
+from bench.usage_load import percentiles
 from inference import tinymodel
 from inference.adapters.vllm_engine import VllmEngine
-from inference.adapters.vllm_start import VllmOptions
 from inference.app.gate import Gate
 from kernel import telemetry
 from tollbook.stack import Stack, running_stack
@@ -70,10 +69,7 @@ class _Load:
             "seconds": round(seconds),
             "requests": len(took),
             "per_s": round(len(took) / seconds, 1),
-            "request_ms": {
-                "p50": round(statistics.median(took), 1),
-                "p99": round(engine_load.at(took, 99), 1),
-            },
+            "request_ms": percentiles(took),
         }
 
     async def stop(self) -> None:
@@ -126,8 +122,6 @@ def run() -> dict[str, Any]:
         work = Path(scratch)
         tinymodel.make(work)
         # First of all: it forks.
-        engine = VllmEngine(
-            VllmOptions(work / "model", threads=1, kv_cache_gib=1, max_running=MAX_RUNNING)
-        )
+        engine = engine_load.engine_of(work / "model", MAX_RUNNING)
         with running_stack(parts=("kafka", "topic")) as stack:
             return asyncio.run(_measure(engine, work, stack))

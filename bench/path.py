@@ -56,21 +56,6 @@ async def _charges(generate: Any, pricing: Any, customer: setting.Customer) -> l
     return waits
 
 
-def _through(generate: Any, customer: setting.Customer) -> engine_load.Ask:
-    async def ask(spec: inference_pb2.GenerationSpec, _salt: str) -> tuple[int, float]:
-        tokens, first = 0, 0.0
-        call = generate.Generate(
-            inference_pb2.GenerateRequest(spec=spec), metadata=customer.metadata, timeout=120
-        )
-        async for response in call:
-            if response.WhichOneof("event") == "delta":
-                first = first or time.perf_counter()
-                tokens += len(response.delta.token_ids)
-        return tokens, first
-
-    return ask
-
-
 async def _measure(environment: dict[str, str]) -> dict[str, Any]:
     inference_channel = grpcs.channel(environment["TOLLBOOK_INFERENCE_ADDRESS"])
     pricing_channel = grpcs.channel(environment["TOLLBOOK_PRICING_ADDRESS"])
@@ -79,7 +64,7 @@ async def _measure(environment: dict[str, str]) -> dict[str, Any]:
     control: Any = pricing_pb2_grpc.ControlServiceStub(pricing_channel)
     customer = (await setting.set_up(control, taken=()))[0]
     await setting.publish(control, {"tiny": False})
-    ask = _through(generate, customer)
+    ask = engine_load.by_grpc(generate, customer.metadata)
     await engine_load.one_round(ask, "warm", CONCURRENCY, REQUESTS, engine_load.Samples())
     seen = engine_load.Samples()
     for number in range(ROUNDS):

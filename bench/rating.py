@@ -12,17 +12,15 @@ what is measured runs on one core.
 
 from __future__ import annotations
 
-import csv
 import gzip
-import json
 import os
 import random
 import time
 from collections.abc import Callable, Iterator, Sequence
 from decimal import Decimal, localcontext
-from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from bench import traces
 from kernel import leaf as leaves
 from kernel.money import PICO
 from pricing.domain import books, tally
@@ -41,9 +39,7 @@ ROUNDS: Final = 3
 ACCOUNTS: Final = 400
 MODELS_AN_ACCOUNT: Final = 4
 LOG: Final = "usage-0"
-DATA: Final = Path(os.environ.get("TOLLBOOK_BENCH_DATA", "../shared/data"))
 START_S: Final = 1_790_000_000  # September 2026: after the last date of the published prices
-_CACHE_BLOCK: Final = 512
 
 FLAT: Final = """
 card: flat
@@ -90,27 +86,24 @@ class Request(NamedTuple):
 
 
 def _azure() -> Iterator[Request]:
-    with gzip.open(DATA / "azure_llm_conv_2023.csv.gz", "rt") as file:
-        for row in csv.DictReader(file):
-            clock = row["TIMESTAMP"].split(" ")[1].split(":")
-            second = int(clock[0]) * 3600 + int(clock[1]) * 60 + int(float(clock[2]))
-            yield Request(second, int(row["ContextTokens"]), 0, int(row["GeneratedTokens"]))
+    for row in traces.azure_rows():
+        clock = row["TIMESTAMP"].split(" ")[1].split(":")
+        second = int(clock[0]) * 3600 + int(clock[1]) * 60 + int(float(clock[2]))
+        yield Request(second, int(row["ContextTokens"]), 0, int(row["GeneratedTokens"]))
 
 
 def _mooncake() -> Iterator[Request]:
     seen: set[int] = set()
-    with gzip.open(DATA / "mooncake_conversation.jsonl.gz", "rt") as file:
-        for text in file:
-            row = json.loads(text)
-            blocks = row["hash_ids"]
-            shared = 0
-            while shared < len(blocks) and blocks[shared] in seen:
-                shared += 1
-            seen.update(blocks)
-            cached = min(shared * _CACHE_BLOCK, row["input_length"])
-            yield Request(
-                row["timestamp"] // 1000, row["input_length"] - cached, cached, row["output_length"]
-            )
+    for row in traces.mooncake_rows():
+        blocks = row["hash_ids"]
+        shared = 0
+        while shared < len(blocks) and blocks[shared] in seen:
+            shared += 1
+        seen.update(blocks)
+        cached = min(shared * traces.BLOCK_TOKENS, row["input_length"])
+        yield Request(
+            row["timestamp"] // 1000, row["input_length"] - cached, cached, row["output_length"]
+        )
 
 
 def requests() -> tuple[str, list[Request]]:
@@ -286,7 +279,7 @@ def by_genai_prices(data: Sequence[bytes]) -> None:
 
 def imported() -> tuple[str, list[Card], list[str]]:
     """(what they are, the cards of all published models, those that price tokens in and out)."""
-    path = DATA / "genai_prices_slim.json.gz"
+    path = traces.DATA / "genai_prices_slim.json.gz"
     if not path.exists():
         names = [f"model-{number}" for number in range(1_285)]
         lines = [

@@ -13,14 +13,13 @@ import json
 import os
 import random
 import statistics
-import subprocess
-import sys
 import time
 from typing import Any, Final
 
 import openai
 
 from bench import engine_load
+from bench.child import last_line_of
 from bench.usage_load import percentiles
 from kernel import grpcs, telemetry
 from tollbook.demo import setting
@@ -33,21 +32,6 @@ LEVELS: Final = ((1, 24), (16, 192))
 ROUNDS: Final = 3
 BATCH_LINES: Final = 1_000
 _POLL_S: Final = 0.05
-
-
-def by_grpc(stub: Any, customer: setting.Customer) -> engine_load.Ask:
-    """Streamed by gRPC."""
-
-    async def ask(spec: inference_pb2.GenerationSpec, _salt: str) -> tuple[int, float]:
-        tokens, first = 0, 0.0
-        request = inference_pb2.GenerateRequest(spec=spec)
-        async for response in stub.Generate(request, metadata=customer.metadata, timeout=120):
-            if response.WhichOneof("event") == "delta":
-                first = first or time.perf_counter()
-                tokens += len(response.delta.token_ids)
-        return tokens, first
-
-    return ask
 
 
 def _body(spec: inference_pb2.GenerationSpec) -> dict[str, Any]:
@@ -126,7 +110,9 @@ async def _measure(environment: dict[str, str]) -> dict[str, Any]:
         base_url=environment["OPENAI_BASE_URL"], api_key=customer.secret, max_retries=0
     )
     ways = {
-        "grpc": by_grpc(inference_pb2_grpc.InferenceServiceStub(channel), customer),
+        "grpc": engine_load.by_grpc(
+            inference_pb2_grpc.InferenceServiceStub(channel), customer.metadata
+        ),
         "http": by_http(client),
     }
     seen = {(way, level): engine_load.Samples() for way in ways for level, _ in LEVELS}
@@ -158,18 +144,6 @@ async def _measure(environment: dict[str, str]) -> dict[str, Any]:
     return {"levels": levels, "batch": batch}
 
 
-def _engine_alone(concurrency: int, requests: int) -> dict[str, Any]:
-    done = subprocess.run(
-        (sys.executable, "-m", "bench.alone", str(concurrency), str(requests), str(ROUNDS)),
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
-    figures: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
-    return figures
-
-
 def run() -> dict[str, Any]:
     """Measure; gives figures for JSON."""
     telemetry.configure("bench", "WARNING")
@@ -177,5 +151,6 @@ def run() -> dict[str, Any]:
     with running_stack() as stack:
         figures = asyncio.run(_measure(stack.environment()))
     for level, (concurrency, requests) in zip(figures["levels"], LEVELS, strict=True):
-        level["engine_alone"] = _engine_alone(concurrency, requests)
+        words = (str(concurrency), str(requests), str(ROUNDS))
+        level["engine_alone"] = last_line_of("bench.alone", *words)
     return {"load": round(load, 2), **figures}

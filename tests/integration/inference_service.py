@@ -236,8 +236,13 @@ async def serving(place: Place) -> AsyncIterator[Service]:
         await service.ended()
 
 
+def with_secret(secret: str) -> tuple[tuple[str, str], ...]:
+    """Call metadata of whoever has it."""
+    return (("authorization", f"Bearer {secret}"),)
+
+
 def bearer(account: str) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {secret_of(account)}"),)
+    return with_secret(secret_of(account))
 
 
 def chat(
@@ -376,6 +381,21 @@ def gaps(received: Sequence[Received]) -> list[str]:
             ):
                 wrong.append(f"{name}: closed at {record.stream_close.last_seq}")
     return wrong
+
+
+def check_conserved(received: Sequence[Received]) -> set[str]:
+    """Nothing is missing in the topic and nothing is too much; gives the engines that ended."""
+    assert gaps(received) == []
+    residuals = final_residuals(received)
+    assert set(residuals.values()) == {0}
+    return set(residuals)
+
+
+async def end_whole(service: Service) -> None:
+    """End a service in order: whatever was asked of it, all of it is accounted for."""
+    assert (await service.engine()).residual_tokens == 0
+    assert await service.end() == 0
+    check_conserved(await topic(service.place.kafka))
 
 
 async def eventually_in_topic(

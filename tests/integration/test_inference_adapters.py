@@ -25,14 +25,13 @@ from tests.integration.inference_service import (
     Service,
     bearer,
     chat,
+    end_whole,
     events_of,
     eventually_in_topic,
-    final_residuals,
-    gaps,
     output_of,
     secret_of,
     serving,
-    topic,
+    with_secret,
 )
 
 from inference import tinymodel
@@ -80,11 +79,7 @@ async def service(
     environment = {"TOLLBOOK_ADMIN_SECRET_DIGEST": hashlib.sha256(ADMIN.encode()).hexdigest()}
     async with serving(Place(folder, kafka, keys.address, tiny, environment)) as running:
         yield running
-        assert (await running.engine()).residual_tokens == 0
-        assert await running.end() == 0
-        received = await topic(kafka)
-        assert gaps(received) == []
-        assert set(final_residuals(received).values()) == {0}
+        await end_whole(running)
 
 
 @pytest_asyncio.fixture(loop_scope="module")
@@ -100,22 +95,18 @@ class House:
 
     async def load(self, folder: str, secret: str = ADMIN) -> adapters_pb2.Adapter:
         request = adapters_pb2.LoadAdapterRequest(folder=folder)
-        answer = await self._stub.LoadAdapter(request, metadata=_bearer(secret), timeout=60)
+        answer = await self._stub.LoadAdapter(request, metadata=with_secret(secret), timeout=60)
         adapter: adapters_pb2.Adapter = answer.adapter
         return adapter
 
     async def unload(self, name: str) -> None:
         request = adapters_pb2.UnloadAdapterRequest(name=name)
-        await self._stub.UnloadAdapter(request, metadata=_bearer(ADMIN), timeout=90)
+        await self._stub.UnloadAdapter(request, metadata=with_secret(ADMIN), timeout=90)
 
     async def loaded(self) -> list[str]:
         request = adapters_pb2.ListAdaptersRequest()
-        answer = await self._stub.ListAdapters(request, metadata=_bearer(ADMIN), timeout=20)
+        answer = await self._stub.ListAdapters(request, metadata=with_secret(ADMIN), timeout=20)
         return [adapter.name for adapter in answer.adapters]
-
-
-def _bearer(secret: str) -> tuple[tuple[str, str], ...]:
-    return (("authorization", f"Bearer {secret}"),)
 
 
 async def code_of(call: Any) -> grpc.StatusCode:

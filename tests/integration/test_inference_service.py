@@ -29,10 +29,9 @@ from tests.integration.inference_service import (
     Service,
     bearer,
     chat,
+    end_whole,
     events_of,
     eventually_in_topic,
-    final_residuals,
-    gaps,
     output_of,
     secret_of,
     serving,
@@ -69,13 +68,7 @@ async def service(
     place = Place(folder, kafka, keys.address, folder / "tiny", environment)
     async with serving(place) as running:
         yield running
-        # Whatever the tests did: nothing is missing, nothing is too much.
-        engine = await running.engine()
-        assert engine.residual_tokens == 0
-        assert await running.end() == 0
-        received = await topic(kafka)
-        assert gaps(received) == []
-        assert set(final_residuals(received).values()) == {0}
+        await end_whole(running)
 
 
 async def taken(service: Service, before: inference.EngineConservation) -> int:

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
-from collections.abc import Callable
 
 from inference.adapters import openai_shapes as shapes
+from inference.adapters.openai_bodies import Bodies
 from inference.adapters.openai_teller import Teller
-from inference.adapters.openai_tools import Parsing
 from inference.app.batch_line import Answered, Refused
-from kernel import grpcs
 from kernel.clock import Clock
 from tollbook.inference.v1 import inference_pb2 as inference
 
@@ -18,28 +15,16 @@ _CHAT = "/v1/chat/completions"
 
 
 class Lines:
-    """`encode` gives a text's token ids; `parser` as in HttpDoor."""
+    """`bodies` are those of the door that batches are sent through."""
 
-    def __init__(
-        self, encode: Callable[[str], list[int]], parser: Parsing | None, clock: Clock
-    ) -> None:
-        self._encode = encode
-        self._parser = parser
+    def __init__(self, bodies: Bodies, clock: Clock) -> None:
+        self._bodies = bodies
         self._clock = clock
 
     async def read(self, endpoint: str, body: bytes, request_id: str) -> inference.GenerationSpec:
         """The request of a line's body, under an id. Errors: InvalidArgument."""
-        if endpoint == _CHAT:
-            chat = shapes.parse(shapes.ChatRequest, body)
-            spec = chat.spec(request_id, chat.bound(self._parser))
-        else:
-            asked = shapes.parse(shapes.CompletionRequest, body)
-            prompt = asked.prompt
-            if isinstance(prompt, str):
-                prompt = await asyncio.to_thread(self._encode, prompt)
-            spec = asked.spec(request_id, prompt)
-        grpcs.check(inference.GenerateOnceRequest(spec=spec))
-        return spec
+        read = self._bodies.chat if endpoint == _CHAT else self._bodies.completion
+        return (await read(body, request_id)).spec
 
     def tell(self, endpoint: str, body: bytes, done: Answered | Refused) -> tuple[int, shapes.Json]:
         """(HTTP status, body) of its end, as a caller of its own would have got them."""
@@ -49,7 +34,7 @@ class Lines:
         created_s = self._clock.now_us() // 1_000_000
         if endpoint == _CHAT:
             chat = shapes.parse(shapes.ChatRequest, body)
-            teller = Teller(True, chat.model, created_s, chat.bound(self._parser))
+            teller = Teller(True, chat.model, created_s, chat.bound(self._bodies.parser))
         else:
             teller = Teller(False, json.loads(body)["model"], created_s)
         teller.request_id = done.request_id

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -21,39 +21,32 @@ from starlette.types import Receive, Scope, Send
 
 from inference.adapters import openai_shapes as shapes
 from inference.adapters.http_guard import Guard, body_of, no_route, refusal
+from inference.adapters.openai_bodies import Asked, Bodies
 from inference.adapters.openai_teller import Teller
-from inference.adapters.openai_tools import Bound, Parsing
 from inference.app.generation import Caller, Reader
 from inference.app.requests import Answer, Requests, answer_of, messages_of
 from inference.app.shelf import Shelf
 from inference.domain.outcome import End
-from kernel import errors, grpcs
+from kernel import errors
 from kernel.clock import Clock
 from tollbook.inference.v1 import inference_pb2 as inference
 
-Encode = Callable[[str], list[int]]
-
 
 class HttpDoor:
-    """The ASGI application is `app`. `encode` gives a text's token ids; `parser` reads the
-    calls of functions that the model makes of itself, where there is one; `more` are other
-    routes under the same guard.
-    """
+    """The ASGI application is `app`; `more` are other routes under the same guard."""
 
     def __init__(
         self,
         requests: Requests,
         guard: Guard,
         shelf: Shelf,
-        encode: Encode,
-        parser: Parsing | None,
+        bodies: Bodies,
         clock: Clock,
         more: Sequence[Route] = (),
     ) -> None:
         self._requests = requests
         self._shelf = shelf
-        self._encode = encode
-        self._parser = parser
+        self._bodies = bodies
         self._clock = clock
         guarded = guard.guarded
         self.app = Starlette(
@@ -79,32 +72,19 @@ class HttpDoor:
         return JSONResponse(_model_of(name))
 
     async def _chat(self, request: Request, caller: Caller) -> Response:
-        body = shapes.parse(shapes.ChatRequest, await body_of(request))
-        bound = body.bound(self._parser)
-        spec = body.spec(_request_id(request), bound)
-        return await self._generate(request, caller, body, spec, bound)
+        asked = await self._bodies.chat(await body_of(request), _request_id(request))
+        return await self._generate(request, caller, asked)
 
     async def _completion(self, request: Request, caller: Caller) -> Response:
-        body = shapes.parse(shapes.CompletionRequest, await body_of(request))
-        prompt = body.prompt
-        if isinstance(prompt, str):
-            prompt = await asyncio.to_thread(self._encode, prompt)
-        spec = body.spec(_request_id(request), prompt)
-        return await self._generate(request, caller, body, spec, None)
+        asked = await self._bodies.completion(await body_of(request), _request_id(request))
+        return await self._generate(request, caller, asked)
 
     async def _embeddings(self, request: Request, caller: Caller) -> Response:
         body = shapes.parse(shapes.EmbeddingRequest, await body_of(request))
         raise self._requests.cannot_embed(caller, body.model)
 
-    async def _generate(
-        self,
-        request: Request,
-        caller: Caller,
-        body: shapes.ChatRequest | shapes.CompletionRequest,
-        spec: inference.GenerationSpec,
-        bound: Bound | None,
-    ) -> Response:
-        grpcs.check(inference.GenerateOnceRequest(spec=spec))
+    async def _generate(self, request: Request, caller: Caller, asked: Asked) -> Response:
+        body, spec, bound = asked.body, asked.spec, asked.bound
         created_s = self._clock.now_us() // 1_000_000
         teller = Teller(bound is not None, spec.model, created_s, bound)
         found = self._requests.find(caller, spec)

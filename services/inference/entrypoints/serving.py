@@ -26,6 +26,7 @@ from inference.adapters.http_door import HttpDoor
 from inference.adapters.http_guard import Guard, overloaded
 from inference.adapters.keys import Keys
 from inference.adapters.models import ModelUnusable
+from inference.adapters.openai_bodies import Bodies
 from inference.adapters.publisher import Publisher
 from inference.adapters.spool import Spool, limits_for
 from inference.app.adapters import Adapters, Library
@@ -253,11 +254,12 @@ class Service:
         parser = None
         if settings.tool_parser:
             parser = await asyncio.to_thread(CallParser, settings.tool_parser, settings.model)
-        lines = Lines(encode, parser, self._clock)
+        bodies = Bodies(encode, parser)
+        lines = Lines(bodies, self._clock)
         places = yielded_places(settings.engine_requests)
         runner = BatchRunner(store, requests, keys, self._clock, places, lines.read, lines.tell)
         batch_routes = BatchRoutes(store, runner, guard, self._clock).routes
-        door = HttpDoor(requests, guard, self._shelf, encode, parser, self._clock, batch_routes)
+        door = HttpDoor(requests, guard, self._shelf, bodies, self._clock, batch_routes)
         serving = asyncio.create_task(
             web.serve(door.app, settings.http_address, closing, overloaded)
         )

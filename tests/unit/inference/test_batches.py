@@ -23,6 +23,7 @@ from inference.adapters import batch_store
 from inference.adapters.batch_lines import Lines
 from inference.adapters.batch_results import Results
 from inference.adapters.batch_store import BatchStore, BatchStoreUnusable, File
+from inference.adapters.openai_bodies import Bodies
 from inference.app.batch_runner import BatchRunner
 from inference.app.generation import Caller
 from inference.app.recovery import settle_orphan
@@ -270,7 +271,7 @@ class House:
         self.made: Bench = bench(folder / "spool")
         self.store = BatchStore(folder / "batches")
         self.keys = OneKey()
-        lines = Lines(lambda text: [1], None, SystemClock())
+        lines = Lines(Bodies(lambda text: [1], None), SystemClock())
         keys: Any = self.keys
         self.runner = BatchRunner(
             self.store, self.made.requests, keys, SystemClock(), places, lines.read, lines.tell

@@ -19,9 +19,8 @@ from kernel.placement import CONTROL_LOG
 from pricing.domain import books
 from pricing.domain.books import NO_CONTROL, Posting
 from pricing.domain.catalogue import PublishedCard
-from pricing.domain.meters import Layer, MeterKey, Month, MonthKey, costs, owed_pico
+from pricing.domain.meters import Commitments, Layer, MeterKey, Meters, MonthKey
 from pricing.domain.period_ends import PeriodEnds
-from pricing.domain.prices import price_of
 from pricing.domain.state import Billed, BillKey, Effects, Origin
 
 USAGE: Final = "usage"
@@ -195,7 +194,7 @@ class Bills:
     ) -> dict[LineKey, Line]:
         """What an account's charges of months up to `until` come to, by line, within an extent."""
         lines: dict[LineKey, Line] = defaultdict(Line)
-        meters: dict[MeterKey, dict[Layer, Line]] = {}
+        meters: dict[MeterKey, dict[Layer, int]] = {}
         for key, origins in self.sums.get(account_id, {}).items():
             meant = [made for origin, made in origins.items() if extent.has(origin)]
             if key.month > until or not meant:
@@ -203,19 +202,12 @@ class Bills:
             if key.factor is not None:
                 meter = MeterKey(account_id, currency, key.card_id, key.meter, key.month)
                 layer = Layer(key.version, key.line_id, key.factor, key.rule)
-                line = meters.setdefault(meter, {}).setdefault(layer, Line())
-            else:
-                corrects = key.rule == CORRECTION
-                line = lines[
-                    self._line_key(
-                        key.month,
-                        key.card_id,
-                        key.version,
-                        key.line_id,
-                        key.rule,
-                        CORRECTION if corrects else USAGE,
-                    )
-                ]
+                layers = meters.setdefault(meter, {})
+                layers[layer] = layers.get(layer, 0) + sum(made.units for made in meant)
+                continue
+            kind = CORRECTION if key.rule == CORRECTION else USAGE
+            what = key.month, key.card_id, key.version, key.line_id, key.rule
+            line = lines[self._line_key(*what, kind)]
             for made in meant:
                 line.units += made.units
                 line.amount_pico += made.amount_pico
@@ -231,21 +223,18 @@ class Bills:
         return LineKey(month, card_id, version, known.content_hash, line_id, rule, kind)
 
     def _measure(
-        self, meter: MeterKey, layers: dict[Layer, Line], lines: dict[LineKey, Line]
+        self, meter: MeterKey, layers: dict[Layer, int], lines: dict[LineKey, Line]
     ) -> None:
         """Add what a meter's layers cost by their counts."""
-        prices = {}
-        for layer in layers:
-            card = self.version(meter.card_id, layer.version).card
-            priced = next(one for one in card.lines if one.line_id == layer.line_id)
-            prices[layer] = price_of(priced, layer.factor)
-        counts = {layer: counted.units for layer, counted in layers.items()}
-        for layer, amount_pico in costs(counts, prices).items():
+        meters = Meters()
+        for layer, units in layers.items():
+            meters.put(meter, layer, units, self.version(meter.card_id, layer.version))
+        for layer, amount_pico in meters.costs(meter).items():
             key = self._line_key(
                 meter.period, meter.card_id, layer.version, layer.line_id, layer.rule, USAGE
             )
-            line, counted = lines[key], layers[layer]
-            line.units += counted.units
+            line = lines[key]
+            line.units += layers[layer]
             line.amount_pico += amount_pico
 
     def _commit(
@@ -257,23 +246,17 @@ class Bills:
         lines: dict[LineKey, Line],
     ) -> None:
         """Add what commitments make of a month's lines."""
-        months: dict[MonthKey, Month] = {}
-        for key, line in list(lines.items()):
-            card = self.version(key.card_id, key.version).card
-            if key.kind == USAGE and card.commitment is not None and line.amount_pico:
+        commitments = Commitments()
+        for key, line in lines.items():
+            known = self.version(key.card_id, key.version)
+            if key.kind == USAGE and known.card.commitment is not None and line.amount_pico:
                 month = MonthKey(account_id, currency, key.card_id, key.month)
-                found = months.get(month, Month(0, key.version, False))
-                months[month] = Month(
-                    found.charged_pico + line.amount_pico, max(found.version, key.version), False
-                )
+                commitments.charge(month, known, line.amount_pico)
         for month, (position, version) in self._closings.get(account_id, {}).items():
             if month.period <= until and self.ends.era_of(position + 1) <= extent.era:
-                found = months.get(month, Month(0, version, False))
-                months[month] = Month(found.charged_pico, max(found.version, version), True)
-        for month, found in months.items():
-            terms = self.version(month.card_id, found.version).card.commitment
-            owed = owed_pico(found, terms) if terms is not None else 0
-            if owed:
+                commitments.close(month, self.version(month.card_id, version))
+        for month, found in commitments.months.items():
+            if owed := commitments.owed(month):
                 key = self._line_key(
                     month.period, month.card_id, found.version, "", COMMITMENT, COMMITMENT
                 )

@@ -214,6 +214,22 @@ def test_an_account_without_usage_is_closed_at_once() -> None:
     assert (stated.invoiced_pico, stated.closing_pico) == (0, 10**12)
 
 
+def test_a_metered_line_is_billed_by_all_its_units_from_either_side_of_an_end() -> None:
+    tiers = "tiers: {by: monthly_volume, mode: graduated, steps: [{over: 30, price: 0.50}]}"
+    line = f"  - {{id: out, match: {{direction: out}}, per: 1000, price: 1.00, {tiers}}}"
+    head = make.CARD.split("lines:")[0]
+    made = Books()
+    for raw in (make.account(0), make.card(1, f"{head}lines:\n{line}\n")):
+        made.control(raw)
+    made.spend(20)
+    made.end("2026-01")
+    made.spend(25)
+    for era, units, pico in ((0, 20, 20 * 10**9), (1, 45, 30 * 10**9 + 15 * 5 * 10**8)):
+        extent = Extent(frozenset({LOG}), era)
+        (found,) = made.replay.projection.bills.lines("acme", "USD", extent, "2026-01").values()
+        assert (found.units, found.amount_pico) == (units, pico)
+
+
 @given(
     st.integers(-(10**4), 10**4),
     st.integers(-1, 1),

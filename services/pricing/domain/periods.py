@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable
-from typing import Final
 
 from pricing.domain import hours
 from pricing.domain.catalogue import PublishedCard
+from pricing.domain.months import MONTH
 from tollbook.pricing.v1 import commitment_pb2
-
-_PERIOD: Final = re.compile(r"[0-9]{4}-(0[1-9]|1[0-2])")
 
 
 def terms_of(entries: Iterable[PublishedCard], card_id: str, period: str) -> PublishedCard | None:
@@ -49,7 +46,7 @@ class Periods:
     ) -> tuple[str | None, PublishedCard | None]:
         """Close a month: (why it is refused or None, the version whose terms hold)."""
         name = f"month {made.period[:10]!r} of card {made.card_id[:70]!r}"
-        if not _PERIOD.fullmatch(made.period):
+        if not MONTH.fullmatch(made.period):
             return f"{name}: a month is written as 2026-01", None
         if (made.card_id, made.period) in self._closed:
             return f"{name} is closed", None

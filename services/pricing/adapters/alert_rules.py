@@ -37,7 +37,7 @@ from pydantic import (
 
 from kernel.errors import InvalidArgument
 from kernel.money import MoneyError, parse_amount
-from pricing.domain.windows import DAY, HOUR, MINUTE, MONTH, WEEK, zone_problem
+from pricing.domain.windows import DAY, HOUR, MINUTE, zone_problem
 
 MAX_BYTES: Final = 1_000_000
 MAX_RULES: Final = 200
@@ -163,7 +163,6 @@ class Rule(_Strict):
 
 
 SPIKE_WINDOWS: Final = (MINUTE, HOUR, DAY)
-SPANS: Final = (*SPIKE_WINDOWS, WEEK, MONTH)
 
 
 class Alerts(_Strict):

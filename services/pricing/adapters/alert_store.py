@@ -26,7 +26,7 @@ MAX_UNDELIVERED: Final = 100_000
 """Of one webhook: beyond it alerts are kept and not sent, and that is an error in the log."""
 
 _STANDINGS: Final = """
-SELECT a.account_id, a.currency, a.credit_limit_pico, coalesce(b.amount_pico, 0) AS balance,
+SELECT a.account_id, a.credit_limit_pico, coalesce(b.amount_pico, 0) AS balance,
        (SELECT count(*) FROM suspense s WHERE s.account_id = a.account_id) AS waiting
 FROM account a LEFT JOIN balance b
   ON b.ledger_account = 'account:' || a.account_id AND b.currency = a.currency
@@ -46,7 +46,6 @@ _Windows = dict[tuple[str, str, int], int]
 class Standing(NamedTuple):
     """An account as rules look at it."""
 
-    currency: str
     balance_pico: int
     credit_limit_pico: int
     waiting: int
@@ -316,7 +315,6 @@ async def _standings(db: Any, account_ids: list[str] | None) -> dict[str, Standi
     """Accounts as they are now; None: all."""
     return {
         row["account_id"]: Standing(
-            row["currency"],
             int(row["balance"]),
             int(row["credit_limit_pico"]),
             row["waiting"],

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any, Final
 
 from pricing.domain.projection import Projection
 from pricing.domain.state import Billed, BillKey, Effects, Origin
+from pricing.domain.text import digest_of_parts
 
 _SUMS: Final = """
 INSERT INTO bill_sum
@@ -25,13 +25,7 @@ _Row = tuple[str, BillKey, Origin]
 def _texts(row: _Row) -> tuple[str | int, ...]:
     account_id, key, origin = row
     factor = "" if key.factor is None else str(key.factor)
-    return (account_id, *key._replace(factor=None)[:6], factor, key.rule, *origin)
-
-
-def _digest(texts: tuple[str | int, ...]) -> bytes:
-    """What a row is found again by (16 bytes)."""
-    text = "".join(f"{len(part)}:{part}" for part in map(str, texts))
-    return hashlib.sha256(text.encode()).digest()[:16]
+    return (account_id, *key[:6], factor, key.rule, *origin)
 
 
 async def write(db: Any, effects: Iterable[Effects]) -> None:
@@ -45,7 +39,7 @@ async def write(db: Any, effects: Iterable[Effects]) -> None:
             sums[account_id, key, origin] = billed if older is None else older.plus(billed)
     if sums:
         rows = sorted(
-            (_digest(texts), *texts, *billed)
+            (digest_of_parts(texts), *texts, *billed)
             for texts, billed in ((_texts(row), billed) for row, billed in sums.items())
         )
         await db.execute(_SUMS, *(list(column) for column in zip(*rows, strict=True)))

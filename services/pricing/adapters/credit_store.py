@@ -5,13 +5,12 @@ A part of the projector's one transaction (store.py).
 
 from __future__ import annotations
 
-import hashlib
 from typing import TYPE_CHECKING, Any
 
 from pricing.domain import credit, windows
 from pricing.domain.holds import hold_id_of
 from pricing.domain.state import Limit, Use, Used
-from pricing.domain.text import escaped
+from pricing.domain.text import digest_of_parts, escaped
 from tollbook.pricing.v1 import accounts_pb2 as accounts
 
 if TYPE_CHECKING:
@@ -103,17 +102,11 @@ ON CONFLICT (use_digest) DO UPDATE SET
 """
 
 
-def use_digest(use: Use) -> bytes:
-    """What a row of usage is found again by (16 bytes)."""
-    text = "".join(f"{len(part)}:{part}" for part in map(str, use))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]
-
-
 async def _write_usage(db: Any, step: Step) -> None:
     if not step.used:
         return
     # In one order, so that the pages it touches are touched once.
-    rows = sorted((use_digest(use), use, used) for use, used in step.used.items())
+    rows = sorted((digest_of_parts(use), use, used) for use, used in step.used.items())
     columns: list[list[Any]] = [[digest for digest, _, _ in rows]]
     for index, name in enumerate(Use._fields):
         plain = name in ("minute_us", "card_version")

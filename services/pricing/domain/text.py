@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+from collections.abc import Iterable
 from typing import Final
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
@@ -17,3 +19,11 @@ def is_plain(text: str) -> bool:
 def escaped(text: str) -> str:
     r"""Write a text without control characters, reversibly: a tab is `\x09`, a backslash `\x5c`."""
     return _TO_ESCAPE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+
+
+def digest_of_parts(parts: Iterable[object]) -> bytes:
+    """Digest (16 bytes) that a row is found again by; lengths keep ("a", "bc") and ("ab", "c")
+    apart.
+    """
+    text = "".join(f"{len(part)}:{part}" for part in map(str, parts))
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]

@@ -11,10 +11,10 @@ the database by one step; after any failure it is thrown away and rebuilt.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
@@ -76,29 +76,20 @@ async def load_loops() -> None:
     Nothing is rated meanwhile: beside the loading it would go at a thousand
     events a second, and the loading more slowly too.
     """
-    loop = asyncio.get_running_loop()
-    loaded: asyncio.Future[None] = loop.create_future()
-
-    def tell(error: Exception | None) -> None:
-        if loaded.done():
-            return
-        if error is None:
-            loaded.set_result(None)
-        else:
-            loaded.set_exception(error)
+    loaded: Future[None] = Future()
+    # From here on it cannot be cancelled: whoever waits for it may go, and it still ends well.
+    loaded.set_running_or_notify_cancel()
 
     def load() -> None:
-        found: Exception | None = None
         try:
             tally.prepare()
         except Exception as error:  # told to the one who waits for it
-            found = error
-        # A loop that was closed meanwhile has nobody left to tell.
-        with contextlib.suppress(RuntimeError):
-            loop.call_soon_threadsafe(tell, found)
+            loaded.set_exception(error)
+        else:
+            loaded.set_result(None)
 
     threading.Thread(target=load, daemon=True).start()
-    await loaded
+    await asyncio.wrap_future(loaded)
 
 
 class Projector:

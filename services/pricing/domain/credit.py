@@ -129,7 +129,6 @@ class CreditState:
         """What of a grant is void, by grant_id; a grant is in it once it is closed."""
         self.rules: dict[str, Rule] = {}
         self.crossings: dict[str, int] = {}
-        self._recorded_us = 0
         self._applied: set[tuple[str, str]] = set()
         self._lots: dict[str, list[str]] = {}
         self._limit_owners: dict[str, str] = {}
@@ -169,7 +168,6 @@ class CreditState:
         `known` are the accounts there are; `key_accounts` tells whose a key is;
         `recorded_us` is when the record was known by.
         """
-        self._recorded_us = recorded_us
         kind = record.WhichOneof("change") or ""
         made = getattr(record, kind)
         ident = id_of(kind, made)
@@ -181,7 +179,7 @@ class CreditState:
         account = known.get(account_id)
         if account is None:
             return f"no account {account_id[:70]!r} for {kind} {ident!r}"
-        why = self._apply(position, made, account, known, key_accounts, effects)
+        why = self._apply(position, made, account, known, key_accounts, recorded_us, effects)
         if why is None:
             self._applied.add((kind, ident))
             effects.changes.append(
@@ -198,6 +196,7 @@ class CreditState:
         account: Account,
         known: Mapping[str, Account],
         key_accounts: Callable[[str], str | None],
+        recorded_us: int,
         effects: Effects,
     ) -> str | None:
         match made:
@@ -216,7 +215,7 @@ class CreditState:
             case accounts.CreditToppedUp():
                 return self._top_up(position, made, account, effects)
             case accounts.CreditExpired():
-                return self._expire(position, made, account, effects)
+                return self._expire(position, made, account, recorded_us, effects)
             case _:
                 return "a change of a kind that this version does not know"
 
@@ -350,7 +349,12 @@ class CreditState:
         return None
 
     def _expire(
-        self, position: int, made: accounts.CreditExpired, account: Account, effects: Effects
+        self,
+        position: int,
+        made: accounts.CreditExpired,
+        account: Account,
+        recorded_us: int,
+        effects: Effects,
     ) -> str | None:
         problem = amount_problem("amount", made.amount, 0)
         if problem := problem or _currency_problem(made.amount, account):
@@ -360,7 +364,7 @@ class CreditState:
             return f"account {account.account_id!r} has no grant {made.grant_id[:70]!r}"
         if grant.expires_us == NEVER_US:
             return f"grant {made.grant_id!r} does not expire"
-        if self._recorded_us < grant.expires_us:
+        if recorded_us < grant.expires_us:
             return f"grant {made.grant_id!r} has not ended"
         amount_pico = int(made.amount.amount_pico)
         if amount_pico > grant.amount_pico:

@@ -172,7 +172,9 @@ class BatchRoutes:
 
 def _page(request: Request, items: list[dict[str, Any]], standard: int) -> Response:
     given = request.query_params.get("limit", str(standard))
-    if not given.isascii() or not given.isdecimal() or not 1 <= int(given[:9]) <= _MAX_PAGE:
+    # The length first: a number of thousands of digits is refused by int() itself.
+    is_number = given.isascii() and given.isdecimal() and len(given) <= 9
+    if not is_number or not 1 <= int(given) <= _MAX_PAGE:
         raise errors.InvalidArgument.of_field("limit", f"limit: a number of 1 to {_MAX_PAGE}")
     after = request.query_params.get("after")
     return JSONResponse(batch_shapes.page_of(items, after, int(given)))

@@ -114,12 +114,28 @@ class World:
         self.cards: Any = cards_pb2_grpc.RateCardServiceStub(self._pricing_channel)
         self.operators: Any = cards_pb2_grpc.OperatorServiceStub(self._pricing_channel)
         self._kafka: Any = None
+        self._connecting = asyncio.Lock()
         return self
 
     async def __aexit__(self, *exc: object) -> None:
         await self._ledger_channel.close()
         await self._pricing_channel.close()
         await self._drop_producer()
+
+    async def _producer(self) -> Any:
+        """The one producer: a thousand that send at once would each make their own, and use up
+        the files that a plain user may have open.
+        """
+        async with self._connecting:
+            if self._kafka is None:
+                made = AIOKafkaProducer(
+                    bootstrap_servers=self.stack.address("kafka"),
+                    acks="all",
+                    request_timeout_ms=5_000,
+                )
+                await made.start()
+                self._kafka = made
+            return self._kafka
 
     async def _drop_producer(self) -> None:
         if self._kafka is not None:
@@ -267,15 +283,8 @@ class World:
         deadline = time.monotonic() + TIMEOUT_S
         while True:
             try:
-                if self._kafka is None:
-                    made = AIOKafkaProducer(
-                        bootstrap_servers=self.stack.address("kafka"),
-                        acks="all",
-                        request_timeout_ms=5_000,
-                    )
-                    await made.start()
-                    self._kafka = made
-                sent = await self._kafka.send_and_wait(self._topic, value, partition=partition)
+                producer = await self._producer()
+                sent = await producer.send_and_wait(self._topic, value, partition=partition)
             except KafkaError:
                 if time.monotonic() > deadline:
                     raise

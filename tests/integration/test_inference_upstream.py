@@ -70,7 +70,7 @@ def liar(between: LyingServer) -> LyingServer:
 
 
 def place(folder: Path, kafka: str, keys: KeyServer, home: Path, url: str) -> Place:
-    environment = {"TOLLBOOK_ENGINE_URL": url, "TOLLBOOK_ENGINE_SILENCE_MS": "1500"}
+    environment = {"TOLLBOOK_ENGINE_URL": url, "TOLLBOOK_ENGINE_SILENCE_MS": "6000"}
     # Nothing but the tokenizer is read of the model; its adapters are the server's affair.
     return Place(folder, kafka, keys.address, home, {**environment, "TOLLBOOK_ADAPTERS": ""})
 

@@ -19,8 +19,17 @@ def length_problem(token_ids: Sequence[int], context_tokens: int) -> str:
     return ""
 
 
-def refused(field: str, problem: str, reason: str = "INVALID_PROMPT") -> errors.InvalidArgument:
+def invalid(field: str, problem: str) -> errors.InvalidArgument:
     """The error of a prompt that cannot be run."""
+    return _refused(field, problem, reason="INVALID_PROMPT")
+
+
+def unrenderable(field: str, problem: str) -> errors.InvalidArgument:
+    """The error of a conversation that makes no prompt."""
+    return _refused(field, problem, reason="UNRENDERABLE_PROMPT")
+
+
+def _refused(field: str, problem: str, reason: str) -> errors.InvalidArgument:
     return errors.InvalidArgument(
         problem, reason=reason, violations=(errors.FieldViolation(field, problem),)
     )

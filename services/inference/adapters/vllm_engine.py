@@ -28,7 +28,7 @@ import structlog
 from inference import engine as port
 from inference.adapters import vllm_nursery, vllm_start
 from inference.adapters.conversation import messages_of, tools_of
-from inference.adapters.prompts import length_problem, refused
+from inference.adapters.prompts import invalid, length_problem, unrenderable
 from inference.adapters.vllm_counters import CounterLogger
 from inference.adapters.vllm_sampling import sampling_of
 from inference.adapters.warm_up import PROMPT_IDS, warm_up
@@ -131,8 +131,8 @@ class VllmEngine:
         except (VLLMClientError, ValueError) as error:
             problem = f"the conversation cannot be rendered: {error}"
             too_long = getattr(error, "parameter", None) in ("input_tokens", "input_text")
-            reason = "INVALID_PROMPT" if too_long else "UNRENDERABLE_PROMPT"
-            raise refused("spec.chat", problem, reason) from error
+            refused = invalid if too_long else unrenderable
+            raise refused("spec.chat", problem) from error
         token_ids = list(form["prompt_token_ids"])
         self._check_prompt(token_ids, "spec.chat")
         return port.Prompt(token_ids, form)
@@ -147,7 +147,7 @@ class VllmEngine:
                 return
             except VLLMValidationError as error:
                 problem = str(error)
-        raise refused(field, problem)
+        raise invalid(field, problem)
 
     @staticmethod
     def _tokens_form(token_ids: list[int], cache_salt: str) -> Any:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from inference.adapters.prompts import length_problem, refused
+from inference.adapters.prompts import invalid, length_problem
 
 
 @pytest.mark.parametrize(
@@ -25,6 +25,6 @@ def test_a_prompt_leaves_room_for_an_answer(tokens: int, problem: str) -> None:
 
 
 def test_a_refusal_names_its_field() -> None:
-    error = refused("spec.chat", "wrong")
+    error = invalid("spec.chat", "wrong")
     assert (error.message, error.reason) == ("wrong", "INVALID_PROMPT")
     assert [(one.field, one.description) for one in error.violations] == [("spec.chat", "wrong")]

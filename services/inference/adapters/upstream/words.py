@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from inference.adapters.conversation import messages_of, tools_of
 from inference.adapters.models import ModelUnusable
-from inference.adapters.prompts import length_problem, refused
+from inference.adapters.prompts import invalid, length_problem, unrenderable
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 
@@ -60,7 +60,7 @@ class Words:
         if not problem and not self.knows(ids):
             problem = f"token id {max(ids)} is out of the vocabulary of {self._ids}"
         if problem:
-            raise refused(field, problem)
+            raise invalid(field, problem)
         return ids
 
     def _chat(self, spec: inference.GenerationSpec) -> list[int]:
@@ -76,7 +76,7 @@ class Words:
             )
         except Exception as error:
             problem = f"the conversation cannot be rendered: {error}"
-            raise refused("spec.chat", problem, "UNRENDERABLE_PROMPT") from error
+            raise unrenderable("spec.chat", problem) from error
         return list(given)
 
     def count(self, text: str) -> list[int]:

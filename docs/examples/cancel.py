@@ -7,6 +7,7 @@ the first one ended.
 from __future__ import annotations
 
 import os
+import time
 import uuid
 
 import grpc
@@ -33,6 +34,22 @@ def cancelled(
     return seen
 
 
+def ended(
+    stub: inference_pb2_grpc.InferenceServiceStub, spec: inference_pb2.GenerationSpec
+) -> inference_pb2.GenerateOnceResponse:
+    """How the request ended. In the moment of its ending the service says: ask again."""
+    for _ in range(50):
+        try:
+            return stub.GenerateOnce(
+                inference_pb2.GenerateOnceRequest(spec=spec), metadata=SECRET, timeout=60
+            )
+        except grpc.RpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            time.sleep(0.2)
+    raise SystemExit("the service is not there")
+
+
 def main() -> None:
     spec = inference_pb2.GenerationSpec(
         request_id=f"cancel-{uuid.uuid4().hex}",
@@ -43,9 +60,7 @@ def main() -> None:
     with grpc.insecure_channel(os.environ["TOLLBOOK_INFERENCE_ADDRESS"]) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)
         seen = cancelled(stub, spec)
-        end = stub.GenerateOnce(
-            inference_pb2.GenerateOnceRequest(spec=spec), metadata=SECRET, timeout=60
-        )
+        end = ended(stub, spec)
     (out,) = (leaf for leaf in end.usage.quantities if leaf.direction == usage_pb2.DIRECTION_OUT)
     print(f"{end.request_id}: {usage_pb2.Outcome.Name(end.usage.outcome)}")
     print(f"  asked for {spec.sampling.max_tokens} tokens, read {seen} and left")

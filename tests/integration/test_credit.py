@@ -14,7 +14,7 @@ from tests.unit.pricing import builders as make
 
 from kernel import errors
 from kernel.clock import SystemClock, timestamp_of
-from pricing.adapters import credit_changes, database, listings
+from pricing.adapters import credit_changes, database, expiry, listings
 from pricing.adapters.answers import Reader
 from pricing.adapters.control_view import ControlView
 from pricing.adapters.hold_ops import Made, Reserving
@@ -164,6 +164,32 @@ async def test_credit_that_is_for_a_project_or_ended_is_held_by_nobody_else(desk
     await desk.hold("e", 10)
     await desk.books.charge("acme", "e", 10)
     assert await desk.refused("f", 1) == ["account:acme"]
+
+
+async def test_holds_and_the_end_of_a_month_take_from_lots_in_one_order(desk: Desk) -> None:
+    for grant_id, priority, more in (
+        ("soon", 0, {"expires_time": timestamp_of(make.T0_US + 10 * MINUTE_US)}),
+        ("mine", 1, {"project_id": "a", "expires_time": timestamp_of(make.T0_US + DAY_US)}),
+        ("last", 2, {}),
+    ):
+        grant = control_pb2.CreditGranted(
+            grant_id=grant_id,
+            account_id="acme",
+            amount=usd(10 * TOKEN_PICO),
+            priority=priority,
+            **more,
+        )
+        await desk.books.change(credit_granted=grant)
+    # `b` came first; in a stretch `a` pays first, of `soon`, and `b` needs half of `last`.
+    await desk.books.charge("acme", "one", 10, make.T0_US + MINUTE_US, project_id="b")
+    await desk.books.charge("acme", "two", 5, make.T0_US + 5 * MINUTE_US, project_id="a")
+    assert await desk.refused("three", 6, project="b") == ["account:acme"]
+    await desk.hold("three", 5, project="b")
+    ended = await expiry.due(desk.admin, "2026-01")
+    assert [(one.grant_id, one.left_pico) for one in ended] == [
+        ("soon", 0),
+        ("mine", 10 * TOKEN_PICO),
+    ]
 
 
 async def test_postpaid_goes_as_far_below_as_its_terms_say(desk: Desk) -> None:

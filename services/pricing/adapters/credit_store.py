@@ -150,7 +150,7 @@ async def _set_limit(db: Any, limit: Limit) -> None:
     minutes = await db.fetch(
         "SELECT minute_us, sum(amount_pico) AS amount_pico FROM usage_minute"
         " WHERE account_id = $1 AND ($2 = '' OR project_id = $2) AND ($3 = '' OR key_id = $3)"
-        " AND amount_pico > 0 GROUP BY 1",
+        " GROUP BY 1 HAVING sum(amount_pico) <> 0",
         limit.account_id,
         limit.project_id,
         limit.key_id,

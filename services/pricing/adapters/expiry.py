@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Final, NamedTuple
 
-from pricing.domain.credits import Charge, Lot, edges_us, settle
+from pricing.domain.credits import Charge, Lot, settle
 from pricing.domain.windows import month_bounds_us
 
 _DUE: Final = (
@@ -17,7 +17,7 @@ _GRANTS: Final = (
 )
 _CHARGES: Final = (
     "SELECT project_id, minute_us, sum(amount_pico) AS amount_pico FROM usage_minute"
-    " WHERE account_id = $1 GROUP BY 1, 2 HAVING sum(amount_pico) > 0"
+    " WHERE account_id = $1 GROUP BY 1, 2"
 )
 
 
@@ -50,7 +50,10 @@ async def due(db: Any, period: str) -> list[Expired]:
             )
             for row in grants
         ]
-        charges = await _charges(db, owner["account_id"], lots)
+        charges = [
+            Charge(row["minute_us"], row["project_id"], int(row["amount_pico"]))
+            for row in await db.fetch(_CHARGES, owner["account_id"])
+        ]
         left = settle(lots, charges).left
         found += [
             Expired(row["grant_id"], row["account_id"], row["currency"], left[row["grant_id"]])
@@ -58,14 +61,3 @@ async def due(db: Any, period: str) -> list[Expired]:
             if row["expires_us"] <= end_us and row["expired_pico"] is None
         ]
     return found
-
-
-async def _charges(db: Any, account_id: str, lots: list[Lot]) -> list[Charge]:
-    """What each project was charged in each stretch between two ends of lots."""
-    edges = edges_us(lots)
-    sums: dict[tuple[int, str], int] = {}
-    for row in await db.fetch(_CHARGES, account_id):
-        begun = max((edge for edge in edges if edge <= row["minute_us"]), default=0)
-        key = begun, row["project_id"]
-        sums[key] = sums.get(key, 0) + int(row["amount_pico"])
-    return [Charge(start, project, pico) for (start, project), pico in sorted(sums.items())]

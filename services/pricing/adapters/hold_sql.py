@@ -115,11 +115,10 @@ SELECT json_build_object(
   'spent', (SELECT json_agg(json_build_array(s.limit_id, s.window_start_us, s.amount_pico::text))
     FROM limit_spent s JOIN bound USING (limit_id)
     WHERE bound.span = 'ever' OR s.window_start_us >= $5),
-  'charges', (SELECT json_agg(json_build_array(account_id, project_id, from_us, amount))
-    FROM (SELECT account_id, project_id, min(minute_us) AS from_us,
+  'charges', (SELECT json_agg(json_build_array(account_id, project_id, at_us, amount))
+    FROM (SELECT account_id, project_id, min(minute_us) AS at_us,
                  sum(amount_pico)::text AS amount
           FROM usage_minute JOIN special USING (account_id)
-          WHERE amount_pico > 0
           GROUP BY account_id, project_id, width_bucket(minute_us, (SELECT all_us FROM edge))) c)
 )::text
 """
@@ -175,9 +174,9 @@ def _standings(found: Mapping[str, Any]) -> dict[str, Standing]:
         mine.lots = (*mine.lots, Lot._make((*lot, int(amount))))
     for account_id, project_id, key_id, minute, amount in found["holds"] or ():
         standings[account_id].holds.append(Held(project_id, key_id, minute, int(amount)))
-    for account_id, project_id, from_us, amount in found["charges"] or ():
+    for account_id, project_id, at_us, amount in found["charges"] or ():
         mine = standings[account_id]
-        mine.charges = (*mine.charges, Charge(from_us, project_id, int(amount)))
+        mine.charges = (*mine.charges, Charge(at_us, project_id, int(amount)))
     return standings
 
 

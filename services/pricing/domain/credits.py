@@ -9,6 +9,7 @@ changes it to what it would have been.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
@@ -33,9 +34,9 @@ class Lot(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """What a project was charged for events from `from_us` up to the next edge of a lot."""
+    """What a project was charged for events between two ends of lots, `at_us` among them."""
 
-    from_us: int
+    at_us: int
     project_id: str
     amount_pico: int
 
@@ -48,32 +49,38 @@ class Outcome(NamedTuple):
     unpaid_pico: int
 
 
-def edges_us(lots: Iterable[Lot]) -> list[int]:
-    """The instants, in order, at which some lot ends."""
-    return sorted({lot.expires_us for lot in lots if lot.expires_us != NEVER_US})
-
-
 def settle(lots: Sequence[Lot], charges: Iterable[Charge]) -> Outcome:
-    """Pay charges from lots: charges in order of time and project, lots in their own order.
+    """Pay charges from lots: charges in order of stretch and project, lots in their own order.
 
-    A charge is paid by lots that had not ended at its time and are for its
-    project or for all. Charges of one stretch between two edges must carry an
-    instant of that stretch.
+    A stretch lies between two ends of lots; what a project was charged in it
+    is one sum, whatever instants of it the charges carry. It is paid by lots
+    that had not ended by then and are for its project or for all.
     """
     ordered = sorted(lots, key=lambda lot: lot.order)
     left = {lot.grant_id: lot.amount_pico for lot in ordered}
     unpaid_pico = 0
-    for charge in sorted(charges):
-        due_pico = charge.amount_pico
+    for (ended, project_id), amount_pico in sorted(_stretches(lots, charges).items()):
+        due_pico = max(0, amount_pico)
         for lot in ordered:
             if due_pico == 0:
                 break
-            if charge.from_us < lot.expires_us and lot.project_id in ("", charge.project_id):
+            if lot.expires_us > ended and lot.project_id in ("", project_id):
                 paid_pico = min(due_pico, left[lot.grant_id])
                 left[lot.grant_id] -= paid_pico
                 due_pico -= paid_pico
         unpaid_pico += due_pico
     return Outcome(left, unpaid_pico)
+
+
+def _stretches(lots: Iterable[Lot], charges: Iterable[Charge]) -> dict[tuple[int, str], int]:
+    """Sums of charges by the last end of a lot before them (0: none) and project."""
+    ends_us = sorted({lot.expires_us for lot in lots})
+    sums: dict[tuple[int, str], int] = {}
+    for charge in charges:
+        ended = bisect_right(ends_us, charge.at_us)
+        key = ends_us[ended - 1] if ended else 0, charge.project_id
+        sums[key] = sums.get(key, 0) + charge.amount_pico
+    return sums
 
 
 def locked_pico(lots: Sequence[Lot], outcome: Outcome, project_id: str, at_us: int) -> int:

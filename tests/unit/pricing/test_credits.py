@@ -25,7 +25,7 @@ lots = st.lists(
 charges = st.lists(
     st.builds(
         Charge,
-        from_us=st.integers(0, 300),
+        at_us=st.integers(0, 300),
         project_id=st.sampled_from(("a", "b")),
         amount_pico=st.integers(0, 30),
     ),
@@ -42,6 +42,22 @@ def test_the_order_in_which_charges_came_changes_nothing(
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     one, other = settle(given_lots, given_charges), settle(shuffled_lots, shuffled)
     assert one == other
+
+
+@given(lots, charges, st.integers(0, 99))
+def test_within_a_stretch_neither_the_instant_nor_the_cut_of_a_charge_counts(
+    given_lots: list[Lot], given_charges: list[Charge], moment: int
+) -> None:
+    """All ends of lots are hundreds: what stays between them may be summed or moved at will."""
+    moved = [
+        part
+        for charge in given_charges
+        for part in (
+            charge._replace(at_us=charge.at_us // 100 * 100 + moment, amount_pico=7),
+            charge._replace(amount_pico=charge.amount_pico - 7),
+        )
+    ]
+    assert settle(given_lots, moved) == settle(given_lots, given_charges)
 
 
 @given(lots, charges)

@@ -21,6 +21,7 @@ from decimal import Decimal, localcontext
 from typing import Any, Final, NamedTuple
 
 from bench import traces
+from kernel import cycles
 from kernel import leaf as leaves
 from kernel.money import PICO
 from pricing.domain import books, tally
@@ -326,6 +327,8 @@ def case(cards: Sequence[Card], data: Sequence[bytes], same: bool) -> dict[str, 
 def run() -> dict[str, Any]:
     """Measure; events a second of one core's time, the best of some rounds."""
     tally.prepare()
+    # As the services that rate do.
+    cycles.settle()
     what, found = requests()
     flat, tiered = parse_card(FLAT), parse_card(TIERED)
     three = ["model-a", "model-b", "model-c"]

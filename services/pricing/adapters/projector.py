@@ -21,7 +21,7 @@ from typing import Any, Final
 
 import structlog
 
-from kernel import telemetry
+from kernel import cycles, telemetry
 from kernel.placement import CONTROL_LOG, partition_of_log
 from pricing.adapters import bill_store, lease, month_store, store
 from pricing.adapters.alert_store import Watch
@@ -121,6 +121,7 @@ class Projector:
             tasks.create_task(lease.keep(self._lease_db, epoch))
             self._projection, at = await rebuild(self._ledger, self._db)
             await self._watch.prepare(self._db)
+            cycles.settle()
             log.info("projecting", epoch=epoch, positions=at)
             tasks.create_task(self._discover(at, tasks))
             tasks.create_task(self._consume(epoch))
@@ -178,6 +179,7 @@ class Projector:
             while True:
                 if self._is_behind() and not tally.is_ready():
                     await load_loops()
+                    cycles.settle()
                 # Cleared before looking, so that what arrives meanwhile is not slept over.
                 self._arrived.clear()
                 step = self._step()

@@ -18,6 +18,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 import pyarrow as pa
 
+from kernel import cycles
 from kernel.placement import CONTROL_LOG, partition_of_log
 from pricing.adapters.ledger_client import Ledger
 from pricing.domain.card import Card
@@ -214,6 +215,7 @@ def work(connection: Connection) -> None:
     Ends when nobody asked for IDLE_S, or when the server is gone.
     """
     prepare()
+    cycles.settle()
     with contextlib.suppress(EOFError, BrokenPipeError, KeyboardInterrupt):
         while connection.poll(IDLE_S):
             function, arguments = connection.recv()

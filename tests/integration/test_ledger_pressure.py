@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import functools
-import subprocess
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import asyncpg
 import psutil
 import pytest
 from tests.integration.ledger_world import LedgerWorld, ledger_world, until
+from tests.integration.small_disk import enlarge, small_disk
 from tests.integration.tcp_proxy import line_to
 
 from tollbook.stack import Stack
@@ -48,26 +45,6 @@ async def test_a_slow_database_slows_the_reading_and_memory_stays_flat(
         line.delay_s = 0
         assert await world.check() == EVENTS
         assert await asyncio.to_thread(worker.stop) == 0
-
-
-@contextmanager
-def small_disk(uid: int, mib: int) -> Iterator[Path]:
-    """A file system of its own for the database's server, so small that it can be filled."""
-    folder = Path(tempfile.mkdtemp(prefix="tollbook-disk-"))
-    mounting = ["mount", "-t", "tmpfs", "-o", f"size={mib}m,uid={uid},mode=0700"]
-    done = subprocess.run([*mounting, "tollbook", str(folder)], capture_output=True, check=False)
-    if done.returncode:
-        folder.rmdir()
-        pytest.skip(f"no file system may be mounted here: {done.stderr.decode().strip()}")
-    try:
-        yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)
-        folder.rmdir()
-
-
-def enlarge(disk: Path, mib: int) -> None:
-    subprocess.run(["mount", "-o", f"remount,size={mib}m", str(disk)], check=True)
 
 
 async def test_a_full_disk_stops_the_worker_and_space_lets_it_go_on(

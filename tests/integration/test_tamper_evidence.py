@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ import grpc.aio
 import httpx
 import pytest
 from tests.unit.kernel import fsck
+from tests.unit.ledger.s3_server import BUCKET, s3_server
 
 from kernel import grpcs, merkle, tiles, tlogpolicy
 from kernel.cosignature import cosigners_of
@@ -220,45 +220,6 @@ async def test_every_published_checkpoint_is_cosigned(stack: Stack) -> None:
         assert policy.is_met(cosigners_of(signed.note, policy.keys))
 
 
-@contextmanager
-def s3_server(folder: Path) -> Iterator[dict[str, str]]:
-    """A real S3-compatible server (versitygw) on a folder, with a bucket `tiles`; its settings."""
-    program = os.environ.get("TOLLBOOK_S3_SERVER") or shutil.which(
-        "versitygw", path=os.pathsep.join([*os.get_exec_path(), str(Path("~/go/bin").expanduser())])
-    )
-    if program is None:
-        pytest.skip(
-            "no S3-compatible server here: `go install github.com/versity/versitygw/cmd/"
-            "versitygw@latest`, or name it in TOLLBOOK_S3_SERVER"
-        )
-    (folder / "data" / "tiles").mkdir(parents=True)
-    (folder / "meta").mkdir()
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    command = [program, "--access", "access", "--secret", "secret", "--region", "us-east-1"]
-    command += ["--port", f"127.0.0.1:{port}", "posix", "--sidecar", str(folder / "meta")]
-    command.append(str(folder / "data"))
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) as process:
-        try:
-            deadline = time.monotonic() + WAIT_S
-            while True:
-                assert process.poll() is None, process.stdout and process.stdout.read()
-                assert time.monotonic() < deadline
-                with socket.socket() as probe:
-                    if probe.connect_ex(("127.0.0.1", port)) == 0:
-                        break
-                time.sleep(0.05)
-            yield {
-                "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}",
-                "AWS_ALLOW_HTTP": "true",
-                "AWS_ACCESS_KEY_ID": "access",
-                "AWS_SECRET_ACCESS_KEY": "secret",
-                "AWS_REGION": "us-east-1",
-            }
-        finally:
-            process.terminate()
-
-
 async def test_tiles_in_a_bucket(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -271,7 +232,7 @@ async def test_tiles_in_a_bucket(
             await stub.GetCheckpoint(
                 pb.GetCheckpointRequest(log=_LOG, min_size=size + 1), timeout=WAIT_S
             )
-            store = TileStore("s3://tiles/books")
+            store = TileStore(f"s3://{BUCKET}/tiles")
             assert await Publisher(stub, store).publish_grown()
             # Another publisher goes on where the first one stopped.
             grown = await append(stub, 300)
@@ -296,7 +257,7 @@ async def test_tiles_in_a_bucket(
                 **stack.environment(),
                 **settings,
                 "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
-                "TOLLBOOK_TILES_URL": "s3://tiles/books",
+                "TOLLBOOK_TILES_URL": f"s3://{BUCKET}/tiles",
                 "TOLLBOOK_TILES_ADDRESS": address,
             },
         )

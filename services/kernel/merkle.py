@@ -87,6 +87,10 @@ class Frontier:
                 root = peak if root is None else node_hash(peak, root)
         return EMPTY_ROOT if root is None else root
 
+    def peaks(self) -> list[bytes]:
+        """The full nodes on the edge, rightmost (lowest) first."""
+        return [peak for peak in self._peaks if peak is not None]
+
     def copy(self) -> Frontier:
         """An independent frontier of the same tree."""
         other = Frontier()

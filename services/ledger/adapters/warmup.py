@@ -62,4 +62,5 @@ def warm_up() -> None:
     columns, next_offset = records.decode(_answer(), 0)
     reading = columnar.read(columns)
     columnar.plan(state, reading, columnar.find_suspects(state.index, reading), {}, next_offset)
+    columnar.find_suspects(state.index, reading)  # now that there is something to find
     log.info("loops ready", seconds=round(time.perf_counter() - begun, 2))

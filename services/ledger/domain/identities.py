@@ -12,10 +12,13 @@ Derived data: a pure function of the log, rebuilt from it at any time.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from ledger.domain.compiled.filters import Filter
 
 Fingerprints = npt.NDArray[np.uint64]
 Positions = npt.NDArray[np.int64]
@@ -26,9 +29,6 @@ RUN_ENTRIES: Final = 1 << 17
 _FIRST_CAPACITY: Final = 1 << 20
 _GROWTH: Final = 4
 """Each filter holds so many times what the one before it holds: a question asks few of them."""
-_BITS_PER_ENTRY: Final = 16
-_PROBES: Final = 6
-_BIT: Final = np.left_shift(1, np.arange(8)).astype(np.uint8)
 
 
 class Run(NamedTuple):
@@ -64,55 +64,11 @@ def _merged(runs: list[Run]) -> Run:
     )
 
 
-class _Filter:
-    """A Bloom filter of fixed capacity."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.entries = 0
-        bits = capacity * _BITS_PER_ENTRY
-        self._mask = np.uint64(bits - 1)
-        self._words = np.zeros(bits // 8, dtype=np.uint8)
-
-    def _probes(self, fingerprints: Fingerprints) -> list[tuple[npt.NDArray[np.intp], Positions]]:
-        step = (fingerprints >> np.uint64(32)) | np.uint64(1)
-        found = []
-        at = fingerprints
-        for _ in range(_PROBES):
-            bit = at & self._mask
-            word = (bit >> np.uint64(3)).astype(np.intp)
-            found.append((word, np.left_shift(1, (bit & np.uint64(7)).astype(np.int64))))
-            at = at + step
-        return found
-
-    def add(self, fingerprints: Fingerprints) -> None:
-        """Put entries in."""
-        self.entries += len(fingerprints)
-        for word, bit in self._probes(fingerprints):
-            np.bitwise_or.at(self._words, word, bit.astype(np.uint8))
-
-    def held(self, fingerprints: Fingerprints) -> npt.NDArray[np.intp]:
-        """Which of them may have been put in; the others never were."""
-        step = (fingerprints >> np.uint64(32)) | np.uint64(1)
-        left: npt.NDArray[np.intp] = np.arange(len(fingerprints))
-        at = fingerprints
-        for _ in range(_PROBES):
-            bit = at & self._mask
-            word = self._words.take((bit >> np.uint64(3)).view(np.int64))
-            hit = np.flatnonzero(word & _BIT.take((bit & np.uint64(7)).view(np.int64)))
-            left = left.take(hit)
-            if not len(left):
-                break
-            step = step.take(hit)
-            at = at.take(hit) + step
-        return left
-
-
 class IdentityIndex:
     """All accepted identities of one log."""
 
     def __init__(self) -> None:
-        self._filters: list[_Filter] = []
+        self._filters: list[Filter] = []
         self._runs: list[Run] = []
         self._tail: list[Run] = []
         self._tail_entries = 0
@@ -122,10 +78,14 @@ class IdentityIndex:
         return sum(part.entries for part in self._filters)
 
     def _add_to_filters(self, fingerprints: Fingerprints) -> None:
+        # Here and not above: the compiler takes a second to import, and not all that know the
+        # rules keep an index.
+        from ledger.domain.compiled.filters import Filter
+
         while len(fingerprints):
             last = self._filters[-1] if self._filters else None
             if last is None or last.entries >= last.capacity:
-                last = _Filter(_GROWTH * last.capacity if last is not None else _FIRST_CAPACITY)
+                last = Filter(_GROWTH * last.capacity if last is not None else _FIRST_CAPACITY)
                 self._filters.append(last)
             room = last.capacity - last.entries
             last.add(fingerprints[:room])
@@ -135,8 +95,10 @@ class IdentityIndex:
         """Take a sealed run in, as it was written away; runs come in order, without a gap."""
         if sealed.start_position != self._sealed_to or self._tail:
             raise ValueError(f"a run from {self._sealed_to} on is needed")
-        self._add_to_filters(sealed.run.fingerprints)
-        self._runs.append(sealed.run)
+        # Copied, so that the loops see one kind of array and not one that is only read besides.
+        run = Run(np.array(sealed.run.fingerprints), np.array(sealed.run.positions))
+        self._add_to_filters(run.fingerprints)
+        self._runs.append(run)
         self._sealed_to = sealed.end_position
 
     def add(
@@ -168,14 +130,17 @@ class IdentityIndex:
         """(index of the question, position) of every entry with a fingerprint asked for."""
         suspect = np.zeros(len(fingerprints), dtype=np.bool_)
         for part in self._filters:
-            suspect[part.held(fingerprints)] = True
+            part.look(fingerprints, suspect)
         asked = np.flatnonzero(suspect)
         if not len(asked):
             return []
+        from ledger.domain.compiled.filters import lookup
+
         wanted = fingerprints[asked]
         found: list[tuple[int, int]] = []
+        first = np.empty(len(wanted), dtype=np.int64)
         for run in (*self._runs, *self._tail):
-            first = np.searchsorted(run.fingerprints, wanted, side="left")
+            lookup(run.fingerprints, wanted, first)
             there = run.fingerprints.take(first, mode="clip") == wanted
             for hit in np.flatnonzero(there).tolist():
                 end = np.searchsorted(run.fingerprints, wanted[hit], side="right")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from kernel.merkle import EMPTY_ROOT, node_hash
+from kernel.merkle import EMPTY_ROOT, Frontier, node_hash
 from kernel.tiles import TILE_WIDTH, tile_root
 
 
@@ -41,7 +41,7 @@ def _peaks(hashes: Sequence[bytes]) -> list[bytes]:
 class TreeBuilder:
     """The right edge of a log's tree: for each tile level the hashes of its partial tile."""
 
-    __slots__ = ("_partial", "_upper_peaks", "size")
+    __slots__ = ("_low", "_partial", "_upper_peaks", "size")
 
     def __init__(self, size: int = 0, partial: Sequence[Sequence[bytes]] = ()) -> None:
         """Restore an edge: `partial[level]` holds size / 256**level mod 256 hashes."""
@@ -49,6 +49,8 @@ class TreeBuilder:
         self._partial = [list(hashes) for hashes in partial] or [[]]
         # Peaks of the levels above 0, lowest level last; they change once in 256 leaves.
         self._upper_peaks: list[bytes] | None = None
+        # The partial tile of level 0 as far as it was folded: a small batch folds only its own.
+        self._low = Frontier()
         rest = size
         for level, hashes in enumerate(self._partial):
             if len(hashes) != rest % TILE_WIDTH:
@@ -82,6 +84,8 @@ class TreeBuilder:
         self.size = (first + len(tiles)) * TILE_WIDTH + len(rest)
         full = [Tile(0, first + number, hashes) for number, hashes in enumerate(tiles)]
         self._partial[0] = rest
+        if tiles:
+            self._low = Frontier()
         level, up = 0, list(roots)
         while up:
             level += 1
@@ -106,7 +110,8 @@ class TreeBuilder:
             self._upper_peaks = [
                 peak for hashes in reversed(self._partial[1:]) for peak in _peaks(hashes)
             ]
-        return self._upper_peaks + _peaks(self._partial[0])
+        self._low.extend(self._partial[0][self._low.size :])
+        return self._upper_peaks + self._low.peaks()[::-1]
 
     def root_and_frontier(self) -> tuple[bytes, bytes]:
         """RFC 6962 root, and the peaks as kernel.merkle.Frontier writes them: lowest first."""

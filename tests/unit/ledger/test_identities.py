@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from ledger.domain import identities
+from ledger.domain.compiled import filters
 from ledger.domain.identities import IdentityIndex, Run, SealedRun, fingerprints_of
 
 
@@ -90,3 +91,47 @@ def test_no_entries_is_no_change() -> None:
     index = IdentityIndex()
     assert index.add(fingerprints_of([]), at([]), 7) is None
     assert index.find(fingerprints_of([])) == []
+
+
+WORD = 1 << 32
+SALTS = (
+    *(0x47B6137B, 0x44974D91, 0x8824AD5B, 0xA2B7289D),
+    *(0x705495C7, 0x2DF1424B, 0x9EFC4947, 0x5C6BFB31),
+)
+
+
+def bits_of(fingerprint: int, blocks: int) -> list[tuple[int, int, int]]:
+    """(block, word, bit) that an entry sets, as Parquet's BloomFilter.md has them."""
+    block, key = (fingerprint >> 32) * blocks >> 32, fingerprint % WORD
+    return [(block, word, key * salt % WORD >> 27) for word, salt in enumerate(SALTS)]
+
+
+@given(st.lists(st.integers(0, 2**64 - 1)), st.lists(st.integers(0, 2**64 - 1)))
+def test_a_filter_sets_the_bits_of_the_format(put: list[int], asked: list[int]) -> None:
+    kept = filters.Filter(100)
+    kept.add(np.array(put, dtype=np.uint64))
+    wanted = np.zeros_like(kept._words)
+    for fingerprint in put:
+        for block, word, bit in bits_of(fingerprint, len(wanted)):
+            wanted[block, word] |= np.uint32(1 << bit)
+    assert np.array_equal(kept._words, wanted)
+    found = np.zeros(len(put + asked), dtype=np.bool_)
+    kept.look(np.array(put + asked, dtype=np.uint64), found)
+    assert found.tolist() == [
+        all(wanted[block, word] >> bit & 1 for block, word, bit in bits_of(item, len(wanted)))
+        for item in put + asked
+    ]
+
+
+@given(
+    st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 9) | st.integers(2**64 - 9, 2**64 - 1)),
+    st.lists(st.integers(0, 2**64 - 1) | st.integers(0, 9) | st.integers(2**64 - 9, 2**64 - 1)),
+)
+def test_a_place_in_a_run_is_found_however_its_entries_are_spread(
+    entries: list[int], asked: list[int]
+) -> None:
+    run = np.sort(np.array(entries, dtype=np.uint64))
+    wanted = np.array(asked + entries, dtype=np.uint64)
+    first = np.empty(len(wanted), dtype=np.int64)
+    filters.lookup(run, wanted, first)
+    assert first.tolist() == np.searchsorted(run, wanted).tolist()

@@ -134,6 +134,11 @@ def tracer(name: str) -> trace.Tracer:
     return trace.get_tracer(name)
 
 
+def records() -> bool:
+    """Whether spans go to anybody; if not, what is only told to them need not be found out."""
+    return not isinstance(trace.get_tracer_provider(), IdsOnly)
+
+
 def context_from(carrier: Mapping[str, str]) -> Context:
     """Context of the W3C traceparent in metadata or headers (lower-case names)."""
     return propagate.extract(carrier)

@@ -33,7 +33,8 @@ _tracer = telemetry.tracer("ledger")
 
 _WORTH_A_THREAD: Final = 512
 """Fewer records than this are done sooner than a thread is found for them."""
-_MAX_LOOKED_AT: Final = 16
+_MAX_LINKS: Final = 16
+_MAX_PLACES: Final = 4
 
 T = TypeVar("T")
 
@@ -223,7 +224,7 @@ class PartitionWriter:
         A few of each batch are looked at: whoever places wrongly does so with nearly all.
         """
         here = partition_of_log(self.head.name)
-        for index in _some_usable(reading) if self._partitions else ():
+        for index in _some_usable(reading, _MAX_PLACES) if self._partitions else ():
             account = account_of(reading.columns.value(index) or b"")
             place = placement.partition_of(account, self._partitions) if account else here
             if place != here:
@@ -278,16 +279,18 @@ def _say_exceptions(head: Head, batch: Batch) -> None:
     )
 
 
-def _some_usable(reading: Reading) -> list[int]:
+def _some_usable(reading: Reading, most: int) -> list[int]:
     """The first few records that are usable: bounded for any batch."""
-    first = reading.usable[:_MAX_LOOKED_AT]
+    first = reading.usable[:most]
     return [index for index, usable in enumerate(first.tolist()) if usable]
 
 
 def _links(reading: Reading) -> list[trace.Link]:
     """Links to the requests of the first few records: enough to join."""
-    links = []
-    for index in _some_usable(reading):
+    links: list[trace.Link] = []
+    if not telemetry.records():
+        return links
+    for index in _some_usable(reading, _MAX_LINKS):
         parent = telemetry.context_of_ids(*trace_of(reading.columns.value(index) or b""))
         context = trace.get_current_span(parent).get_span_context()
         if context.is_valid:

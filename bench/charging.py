@@ -21,8 +21,8 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
-from bench import priced_load, usage_load
-from bench.ledger import (
+from bench import priced_load, trickle_load, usage_load
+from bench.arena import (
     PARTITIONS,
     Arena,
     arena,
@@ -30,9 +30,9 @@ from bench.ledger import (
     full_topic,
     migrate,
     wait_owned,
-    waits_ms,
     workers,
 )
+from bench.lateness import waits_ms
 from bench.reading import server
 from kernel import grpcs
 from kernel import leaf as leaves
@@ -202,11 +202,11 @@ async def _latency(stack: Stack) -> dict[str, Any]:
                 await wait_owned(db)
                 # At the same rate first, so that all is up and loaded when time counts.
                 kafka = stack.address("kafka")
-                warm = await usage_load.trickle(kafka, on.topic, PARTITIONS, RATE, WARM_S, seed=1)
+                warm = await trickle_load.trickle(kafka, on.topic, PARTITIONS, RATE, WARM_S, seed=1)
                 await _applied(db, warm)
                 before = {row["log_id"]: row["size"] for row in await db.fetch(_SIZES)}
                 producing = asyncio.create_task(
-                    usage_load.trickle(kafka, on.topic, PARTITIONS, RATE, SECONDS, seed=2)
+                    trickle_load.trickle(kafka, on.topic, PARTITIONS, RATE, SECONDS, seed=2)
                 )
                 size = 0
                 while not producing.done() or size < warm + producing.result():

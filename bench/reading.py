@@ -28,8 +28,8 @@ import pyarrow.parquet as pq
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from bench import usage_load
-from bench.ledger import PARTITIONS, Arena, arena, free_port, wait_owned, workers
+from bench import trickle_load, usage_load
+from bench.arena import PARTITIONS, Arena, arena, free_port, wait_owned, workers
 from kernel import grpcs
 from kernel.note import Checkpoint, SignerKey, sign_checkpoint
 from kernel.tiles import decode_bundle
@@ -312,7 +312,7 @@ async def follow(on: Arena, address: str, rate: int, seconds: float) -> dict[str
             await wait_owned(db)
             stub: Any = ledger_pb2_grpc.LedgerServiceStub(channel)
             tasks = [asyncio.create_task(_follow(stub, name, seen[name])) for name in LOGS]
-            sent = await usage_load.trickle(
+            sent = await trickle_load.trickle(
                 on.stack.address("kafka"), on.topic, PARTITIONS, rate, seconds, seed=rate
             )
             deadline = time.monotonic() + TIMEOUT_S

@@ -1,4 +1,4 @@
-"""Usage records for the benches: real bytes of the contract, made fast, and sent to the topic.
+"""Usage records for the benches: real bytes of the contract, made fast, and put into the topic.
 
 The bodies are real UsageEvents of a few hundred accounts; what differs from
 event to event (its id, its time, its place in the stream) is written into the
@@ -141,35 +141,6 @@ async def _fill_partition(
                 await sent.pop(0)
     sent.append(await producer.send_batch(batch, topic, partition=partition))
     await asyncio.gather(*sent)
-
-
-async def trickle(
-    bootstrap: str, topic: str, partitions: int, rate: int, seconds: float, seed: int
-) -> int:
-    """Send `rate` records a second for some time, evenly; gives how many were sent."""
-    producer = AIOKafkaProducer(
-        bootstrap_servers=bootstrap, acks="all", max_batch_size=BATCH_BYTES, linger_ms=2
-    )
-    await producer.start()
-    loop = asyncio.get_running_loop()
-    total = int(rate * seconds)
-    sources = [values(number, partitions, total, seed) for number in range(partitions)]
-    sent = 0
-    pending: list[Any] = []
-    started = loop.time()
-    try:
-        while sent < total:
-            due = min(total, int((loop.time() - started) * rate))
-            while sent < due:
-                partition = sent % partitions
-                key, value = next(sources[partition])
-                pending.append(await producer.send(topic, value, key=key, partition=partition))
-                sent += 1
-            await asyncio.sleep(0.001)
-        await asyncio.gather(*pending)
-    finally:
-        await producer.stop()
-    return sent
 
 
 def percentiles(samples: Sequence[float]) -> dict[str, float]:

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import grpc
 import pytest
-from bench import usage_load
+from bench import trickle_load, usage_load
 from tests.integration.pricing_world import PARTS, T0_US, TIMEOUT_S, Metadata, World, again
 from tests.integration.test_pricing import refused
 
@@ -516,7 +516,7 @@ async def test_a_card_that_comes_while_events_flow_prices_those_pinned_after_it(
     environment = world.stack.environment()
     partitions = int(environment["TOLLBOOK_PARTITIONS"])
     sending = asyncio.ensure_future(
-        usage_load.trickle(
+        trickle_load.trickle(
             world.stack.address("kafka"),
             environment["TOLLBOOK_TOPIC"],
             partitions,

@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 import uvloop
 
-from kernel import errors, grpcs, heap, settings, telemetry
+from kernel import cycles, errors, grpcs, settings, telemetry
 from kernel.clock import SystemClock
 from kernel.placement import CONTROL_LOG, CUT_LOG
 from ledger.adapters import database
@@ -53,7 +53,7 @@ async def serve(config: ServerSettings) -> None:
     try:
         await door.start()
         await asyncio.to_thread(warm_up)
-        heap.settle()
+        cycles.settle()
         await feed.start()
         notifier.start()
         await watch.start()

@@ -9,7 +9,7 @@ import asyncpg
 import structlog
 import uvloop
 
-from kernel import errors, grpcs, heap, settings, telemetry
+from kernel import cycles, errors, grpcs, settings, telemetry
 from ledger.adapters import database
 from ledger.adapters.archive import Archive, ArchiveError
 from ledger.adapters.leaves import LeafReader
@@ -26,7 +26,7 @@ async def work(config: WorkerSettings) -> None:
     """Work until SIGTERM."""
     stopped = grpcs.stop_event()
     warm_up()
-    heap.settle()
+    cycles.settle()
     door = grpcs.Server("ledger-worker", config.health_address)
     await door.start()
     try:

@@ -2,8 +2,8 @@
 
 Writes the answers' bytes itself, in compiled loops, instead of building a
 message with an object for each leaf: that is what a reader's speed depends on.
-The run that follows is fetched while one is on its way to the reader, and no
-more than that, so a slow reader holds little memory.
+The run that follows is fetched, and the message that follows made, while one is on its way to the
+reader, and no more than that, so a slow reader holds little memory.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from kernel.errors import InvalidArgument, OutOfRange
 from kernel.merkle import leaf_hash
 from kernel.tiles import encode_bundle
 from ledger.adapters import database
+from ledger.adapters.ahead import one_ahead
 from ledger.adapters.archive import ArchiveError
 from ledger.adapters.errors import away, segment_not_there
 from ledger.adapters.feed import Feed, LogView
@@ -36,7 +37,7 @@ from tollbook.usage.v1 import usage_pb2 as usage
 FindView = Callable[[str, int], Awaitable[LogView]]
 
 DEFAULT_EVENTS: Final = 2_000
-DEFAULT_ARROW: Final = 8_192
+DEFAULT_ARROW: Final = 2_048
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
 SCHEMA: Final = pa.schema(
@@ -91,8 +92,13 @@ class EventReader:
             _filter_of(request.filter) if request.HasField("filter") else None,
         )
         with_hashes = request.passed_over_hashes and wanted.filter is not None
-        async for piece in self._pieces(wanted):
-            yield await _aside(len(piece.run), events_message, piece, with_hashes)
+
+        def message(piece: Piece) -> bytes:
+            return events_message(piece, with_hashes)
+
+        async with contextlib.aclosing(one_ahead(self._messages(wanted, message))) as messages:
+            async for data in messages:
+                yield data
 
     async def read_arrow(self, request: pb.ReadArrowRequest) -> AsyncIterator[bytes]:
         """Serialized ReadArrowResponses: the schema, then a record batch each."""
@@ -109,10 +115,21 @@ class EventReader:
             next_position=wanted.first,
             ipc=SCHEMA.serialize().to_pybytes(),
         ).SerializeToString()
-        async for piece in self._pieces(wanted):
-            yield await _aside(len(piece.run), arrow_message, piece)
+        async with contextlib.aclosing(
+            one_ahead(self._messages(wanted, arrow_message))
+        ) as messages:
+            async for data in messages:
+                yield data
 
-    async def _pieces(self, wanted: Wanted) -> AsyncIterator[Piece]:
+    async def _messages(
+        self, wanted: Wanted, message: Callable[[Piece], bytes]
+    ) -> AsyncGenerator[bytes, None]:
+        """Serialized messages, each of a piece."""
+        async with contextlib.aclosing(self._pieces(wanted)) as pieces:
+            async for piece in pieces:
+                yield await _aside(len(piece.run), message, piece)
+
+    async def _pieces(self, wanted: Wanted) -> AsyncGenerator[Piece, None]:
         """What each message speaks of, one after the other."""
         async with contextlib.aclosing(self._runs(wanted)) as runs:
             async for view, run in runs:

@@ -14,13 +14,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 
 from kernel import leaf as leaf_format
 from kernel.errors import InvalidArgument, OutOfRange
 from kernel.merkle import leaf_hash
 from kernel.tiles import encode_bundle
-from ledger.adapters import database
+from ledger.adapters import arrow_ipc, database
 from ledger.adapters.ahead import one_ahead
 from ledger.adapters.archive import ArchiveError
 from ledger.adapters.errors import away, segment_not_there
@@ -39,14 +38,6 @@ FindView = Callable[[str, int], Awaitable[LogView]]
 DEFAULT_EVENTS: Final = 2_000
 DEFAULT_ARROW: Final = 2_048
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
-
-SCHEMA: Final = pa.schema(
-    [
-        pa.field("position", pa.int64(), nullable=False),
-        pa.field("control_size", pa.int64(), nullable=False),
-        pa.field("leaf", pa.binary(), nullable=False),
-    ]
-)
 
 _WORTH_A_THREAD: Final = 256
 
@@ -96,9 +87,8 @@ class EventReader:
         def message(piece: Piece) -> bytes:
             return events_message(piece, with_hashes)
 
-        async with contextlib.aclosing(one_ahead(self._messages(wanted, message))) as messages:
-            async for data in messages:
-                yield data
+        async for data in self._messages(wanted, message):
+            yield data
 
     async def read_arrow(self, request: pb.ReadArrowRequest) -> AsyncIterator[bytes]:
         """Serialized ReadArrowResponses: the schema, then a record batch each."""
@@ -113,33 +103,28 @@ class EventReader:
         yield pb.ReadArrowResponse(
             first_position=wanted.first,
             next_position=wanted.first,
-            ipc=SCHEMA.serialize().to_pybytes(),
+            ipc=arrow_ipc.SCHEMA.serialize().to_pybytes(),
         ).SerializeToString()
-        async with contextlib.aclosing(
-            one_ahead(self._messages(wanted, arrow_message))
-        ) as messages:
-            async for data in messages:
-                yield data
+        async for data in self._messages(wanted, arrow_message):
+            yield data
 
     async def _messages(
         self, wanted: Wanted, message: Callable[[Piece], bytes]
     ) -> AsyncGenerator[bytes, None]:
-        """Serialized messages, each of a piece."""
-        async with contextlib.aclosing(self._pieces(wanted)) as pieces:
-            async for piece in pieces:
-                yield await _aside(len(piece.run), message, piece)
+        """Serialized messages, in order: those of the next run are made while these are sent."""
 
-    async def _pieces(self, wanted: Wanted) -> AsyncGenerator[Piece, None]:
-        """What each message speaks of, one after the other."""
-        async with contextlib.aclosing(self._runs(wanted)) as runs:
-            async for view, run in runs:
-                for part, control_size in _by_pin(view, run, wanted.batch):
-                    chosen = (
-                        np.arange(len(part))
-                        if wanted.filter is None
-                        else await _aside(len(part), wanted.filter.choose, part)
-                    )
-                    yield Piece(part, chosen, control_size, view.size, wanted.filter is not None)
+        def of_run(view: LogView, run: LeafRun) -> list[bytes]:
+            return [message(piece) for piece in _pieces(wanted, view, run)]
+
+        async def made() -> AsyncGenerator[list[bytes], None]:
+            async with contextlib.aclosing(self._runs(wanted)) as runs:
+                async for view, run in runs:
+                    yield await _aside(len(run), of_run, view, run)
+
+        async with contextlib.aclosing(one_ahead(made())) as lists:
+            async for messages in lists:
+                for data in messages:
+                    yield data
 
     async def _runs(self, wanted: Wanted) -> AsyncGenerator[tuple[LogView, LeafRun], None]:
         """The log in runs. Errors: those that the contract tells."""
@@ -202,6 +187,13 @@ async def _aside(leaves: int, work: Callable[..., Any], *arguments: Any) -> Any:
     return await asyncio.to_thread(work, *arguments)
 
 
+def _pieces(wanted: Wanted, view: LogView, run: LeafRun) -> Iterator[Piece]:
+    """What each message of a run speaks of, one after the other."""
+    for part, control_size in _by_pin(view, run, wanted.batch):
+        chosen = np.arange(len(part)) if wanted.filter is None else wanted.filter.choose(part)
+        yield Piece(part, chosen, control_size, view.size, wanted.filter is not None)
+
+
 def _by_pin(view: LogView, run: LeafRun, batch: int) -> Iterator[tuple[LeafRun, int]]:
     """The parts of a run that a message may hold, each with its pin."""
     at = run.first
@@ -245,31 +237,17 @@ def events_message(piece: Piece, with_hashes: bool) -> bytes:
     return out.tobytes()
 
 
-def arrow_batch(piece: Piece) -> pa.RecordBatch:
-    """The chosen leaves as columns."""
-    run, chosen = piece.run, piece.chosen
-    offsets = np.empty(len(chosen) + 1, dtype=np.int32)
-    data = np.empty(int((run.ends[chosen] - run.starts[chosen]).sum()), dtype=np.uint8)
-    reading.write_binary(run.data, run.starts, run.ends, chosen, offsets, data)
-    return pa.RecordBatch.from_arrays(
-        [
-            pa.array(chosen + run.first),
-            pa.array(np.full(len(chosen), piece.control_size)),
-            pa.Array.from_buffers(
-                pa.binary(), len(chosen), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-            ),
-        ],
-        schema=SCHEMA,
-    )
-
-
 def arrow_message(piece: Piece) -> bytes:
     """A serialized ReadArrowResponse."""
-    ipc = arrow_batch(piece).serialize()
-    head = pb.ReadArrowResponse(
-        first_position=piece.run.first, next_position=piece.run.end
-    ).SerializeToString()
-    return b"".join((head, _IPC_TAG, _varint(len(ipc)), ipc))
+    run, chosen = piece.run, piece.chosen
+    leaf_bytes = int((run.ends[chosen] - run.starts[chosen]).sum())
+    size = arrow_ipc.batch_size(len(chosen), leaf_bytes)
+    rest = pb.ReadArrowResponse(first_position=run.first, next_position=run.end)
+    head = rest.SerializeToString() + _IPC_TAG + _varint(size)
+    out = np.empty(len(head) + size, dtype=np.uint8)
+    out[: len(head)] = np.frombuffer(head, dtype=np.uint8)
+    arrow_ipc.write_batch(run, chosen, piece.control_size, leaf_bytes, out[len(head) :])
+    return out.tobytes()
 
 
 _IPC_TAG: Final = bytes([pb.ReadArrowResponse.IPC_FIELD_NUMBER << 3 | 2])

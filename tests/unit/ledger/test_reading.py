@@ -14,7 +14,7 @@ from tests.unit.ledger import builders
 from kernel import leaf as leaf_format
 from kernel.merkle import leaf_hash
 from kernel.tiles import encode_bundle
-from ledger.adapters import reading
+from ledger.adapters import arrow_ipc, reading
 from ledger.domain import leafrun
 from ledger.domain.described import describe, described, leaves_of
 from ledger.domain.matching import LeafFilter
@@ -107,11 +107,26 @@ def test_arrow_holds_the_chosen_leaves_and_their_positions(
         reading.arrow_message(piece_of(run_of(leaves), chosen))
     )
     assert (message.first_position, message.next_position) == (7, 7 + len(leaves))
-    batch = pa.ipc.read_record_batch(pa.py_buffer(message.ipc), reading.SCHEMA)
+    batch = pa.ipc.read_record_batch(pa.py_buffer(message.ipc), arrow_ipc.SCHEMA)
     batch.validate(full=True)
+    stream = arrow_ipc.SCHEMA.serialize().to_pybytes() + 2 * message.ipc
+    assert pa.ipc.open_stream(stream).read_all() == pa.Table.from_batches([batch, batch])
     assert batch.to_pylist() == [
         {"position": at + 7, "control_size": 3, "leaf": leaves[at]} for at in chosen
     ]
+
+
+@given(LEAVES)
+def test_a_batch_says_nothing_of_what_stood_in_memory_before(leaves: list[bytes]) -> None:
+    run = run_of(leaves)
+    leaf_bytes = sum(map(len, leaves))
+    size = arrow_ipc.batch_size(len(run), leaf_bytes)
+    written = []
+    for before in (0, 255):
+        out = np.full(size, before, dtype=np.uint8)
+        arrow_ipc.write_batch(run, np.arange(len(run)), 3, leaf_bytes, out)
+        written.append(out.tobytes())
+    assert written[0] == written[1]
 
 
 ACCOUNTS = st.sampled_from(["acme", "acm", "acme2", "ümläut"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import gc
 import time
 from collections.abc import Mapping
 from typing import Any, Final
@@ -12,6 +11,7 @@ import asyncpg
 
 from bench import trickle_load, usage_load
 from bench.arena import PARTITIONS, arena, wait_owned, workers
+from kernel import cycles
 from kernel import leaf as leaves
 from kernel.tiles import decode_bundle
 from tollbook.stack import Stack
@@ -63,8 +63,7 @@ async def observe(db: Any, seen: Seen, producing: asyncio.Task[int]) -> None:
     look counts as lateness.
     """
     deadline = time.monotonic() + _TIMEOUT_S
-    gc.collect()
-    gc.freeze()
+    cycles.settle()
     while True:
         rows = await db.fetch(
             "SELECT log_id, size FROM ledger.log_head WHERE log_id >= 100 AND size > 0"

@@ -30,7 +30,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from bench import trickle_load, usage_load
 from bench.arena import PARTITIONS, Arena, arena, free_port, wait_owned, workers
-from kernel import grpcs
+from kernel import cycles, grpcs
 from kernel.note import Checkpoint, SignerKey, sign_checkpoint
 from kernel.tiles import decode_bundle
 from ledger.adapters.archive import Archive
@@ -312,6 +312,7 @@ async def follow(on: Arena, address: str, rate: int, seconds: float) -> dict[str
             await wait_owned(db)
             stub: Any = ledger_pb2_grpc.LedgerServiceStub(channel)
             tasks = [asyncio.create_task(_follow(stub, name, seen[name])) for name in LOGS]
+            cycles.settle()
             sent = await trickle_load.trickle(
                 on.stack.address("kafka"), on.topic, PARTITIONS, rate, seconds, seed=rate
             )

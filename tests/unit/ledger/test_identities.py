@@ -72,13 +72,25 @@ def test_a_hole_between_runs_is_refused() -> None:
         IdentityIndex().load(SealedRun(5, 10, run))
 
 
-def test_a_filter_that_is_full_is_followed_by_a_larger_one(
-    monkeypatch: pytest.MonkeyPatch,
+@given(
+    st.lists(st.integers(1, 90), min_size=1, max_size=30),
+    st.integers(1, 40),
+    st.integers(16, 64),
+)
+def test_a_filter_that_fills_is_followed_by_a_larger_one_and_nothing_is_missed_meanwhile(
+    batches: list[int], run_entries: int, capacity: int
 ) -> None:
-    monkeypatch.setattr(identities, "_FIRST_CAPACITY", 64)
-    index = IdentityIndex()
-    index.add(prints(list(range(1_000))), at(list(range(1_000))), 1_000)
-    assert sorted(index.find(prints(list(range(1_000))))) == [(n, n) for n in range(1_000)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(identities, "_FIRST_CAPACITY", capacity)
+        patch.setattr(identities, "RUN_ENTRIES", run_entries)
+        index = IdentityIndex()
+        end = 0
+        for count in batches:
+            first, end = end, end + count
+            index.add(prints(list(range(first, end))), at(list(range(first, end))), end)
+            assert sorted(index.find(prints(list(range(end))))) == [(n, n) for n in range(end)]
+            assert index._filter is not None
+            assert end <= index._filter.capacity <= max(8 * end, 2 * capacity)
 
 
 def test_what_was_never_there_is_rarely_suspected() -> None:
@@ -133,5 +145,6 @@ def test_a_place_in_a_run_is_found_however_its_entries_are_spread(
     run = np.sort(np.array(entries, dtype=np.uint64))
     wanted = np.array(asked + entries, dtype=np.uint64)
     first = np.empty(len(wanted), dtype=np.int64)
-    filters.lookup(run, wanted, first)
+    found = filters.lookup(run, wanted, first)
+    assert found == sum(number in entries for number in asked + entries)
     assert first.tolist() == np.searchsorted(run, wanted).tolist()

@@ -76,13 +76,15 @@ def suspect(words: Any, fingerprints: Any, found: Any) -> None:
 
 
 @compiled
-def lookup(run: Any, wanted: Any, first: Any) -> None:
+def lookup(run: Any, wanted: Any, first: Any) -> int:
     """For each wanted fingerprint the place of the first one in a sorted run that is not smaller.
+    Gives how many of them are in the run.
 
     Fingerprints are spread evenly, so one is near the place that its size says: a few steps from
     there wait for memory once or twice, halving the run would wait a dozen times.
     """
     count = len(run)
+    found = 0
     for index in range(len(wanted)):
         value = wanted[index]
         at: Any = np.int64(((value >> _HALF) * np.uint64(count)) >> _HALF)
@@ -107,20 +109,23 @@ def lookup(run: Any, wanted: Any, first: Any) -> None:
             else:
                 high = middle
         first[index] = low
+        if low < count and run[low] == value:
+            found += 1
+    return found
 
 
 class Filter:
-    """A Bloom filter of fixed capacity."""
+    """A Bloom filter. With more entries than its capacity it is wrong more often, never about a
+    "no".
+    """
 
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
-        self.entries = 0
         blocks = max(1, capacity * _BITS_PER_ENTRY // _BLOCK_BITS)
         self._words = np.zeros((blocks, WORDS), dtype=np.uint32)
 
     def add(self, fingerprints: npt.NDArray[np.uint64]) -> None:
         """Put entries in."""
-        self.entries += len(fingerprints)
         put(self._words, fingerprints)
 
     def look(self, fingerprints: npt.NDArray[np.uint64], found: npt.NDArray[np.bool_]) -> None:

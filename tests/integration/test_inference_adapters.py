@@ -274,3 +274,39 @@ async def test_the_pages_example_runs(service: Service, tiny: Path) -> None:
     assert done.returncode == 0, done.stderr
     assert "loaded: tiny-example, tiny-support" in done.stdout
     assert done.stdout.endswith("tiny-example is gone\n")
+
+
+async def test_the_command_does_what_the_service_does(service: Service, tiny: Path) -> None:
+    made = make(tiny, "typed", 0.6)
+
+    async def tollbook(*words: str, secret: str = ADMIN) -> subprocess.CompletedProcess[str]:
+        return await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "tollbook.cli", "adapters", *words],
+            env={
+                **os.environ,
+                "PYTHONPATH": f"{ROOT / 'services'}:{ROOT / 'gen'}",
+                "TOLLBOOK_INFERENCE_ADDRESS": service.place.address,
+                "TOLLBOOK_ADMIN_SECRET": secret,
+            },
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+    loaded = await tollbook("load", made.name)
+    assert loaded.stdout.startswith("tiny-typed is served"), loaded.stderr
+    listed = json.loads((await tollbook("list", "--json")).stdout)
+    found = {one["name"]: one["rank"] for one in listed["adapters"]}
+    assert found["tiny-typed"] == 8
+    assert "tiny-typed" in (await tollbook("list")).stdout
+    refused = await tollbook("list", secret="another")
+    assert refused.returncode != 0
+    assert "NOT_ADMIN" in refused.stderr
+    missing = await tollbook("list", secret="")
+    assert "TOLLBOOK_ADMIN_SECRET" in missing.stderr
+    assert (await tollbook("unload", "tiny-typed")).stdout == "tiny-typed is gone\n"
+    again = await tollbook("unload", "tiny-typed")
+    assert again.returncode != 0
+    assert "tiny-typed" in again.stderr

@@ -33,6 +33,7 @@ COMMANDS: dict[str, Entry] = {
     "operators": Entry("tollbook.cli.operators:operators", "Make those who change prices."),
     "rerate": Entry("tollbook.cli.rerate:rerate", "Set right what a wrong price charged."),
     "rate": Entry("tollbook.cli.rate:rate", "Rate a file of usage by a folder of cards, offline."),
+    "adapters": Entry("tollbook.cli.adapters:adapters", "Load and unload adapters."),
     "balance": Entry("tollbook.cli.balance:balance", "Show balances, and where they are true."),
     "receipt": Entry("tollbook.cli.balance:receipt", "Show what one request was charged."),
     "postings": Entry("tollbook.cli.balance:postings", "Show an account's postings."),

@@ -109,7 +109,8 @@ class BatchRoutes:
 
     async def _delete(self, request: Request, caller: Caller) -> Response:
         file = self._store.file(caller.account_id, request.path_params["id"])
-        await asyncio.to_thread(self._store.delete_file, file)
+        self._store.forget_file(file)
+        await asyncio.to_thread(self._store.erase, file)
         return JSONResponse({"id": file.id, "object": "file", "deleted": True})
 
     # Batches
@@ -145,7 +146,8 @@ class BatchRoutes:
             expires_at=now_s + batches.WINDOW_S,
             at={batches.VALIDATING: now_s},
         )
-        await self._runner.save(batch)
+        with self._store.reading(file.id):
+            await self._runner.save(batch)
         self._runner.wake(caller.account_id)
         return self._told(batch)
 

@@ -14,8 +14,9 @@ import fcntl
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import BinaryIO, Final, TypeVar
@@ -71,6 +72,7 @@ class BatchStore:
         files = _read_all(self._files_folder, lambda text: File(**json.loads(text)))
         self.files = {file.id: file for file in files}
         self.batches = {one.id: one for one in _read_all(self._batches_folder, Batch.from_json)}
+        self._reading: Counter[str] = Counter()
         self._sweep()
 
     def close(self) -> None:
@@ -102,7 +104,7 @@ class BatchStore:
 
     def files_of(self, account_id: str) -> list[File]:
         """The account's files, the newest first."""
-        own = [one for one in self.files.values() if one.account_id == account_id]
+        own = [one for one in tuple(self.files.values()) if one.account_id == account_id]
         return sorted(own, key=lambda one: one.id, reverse=True)
 
     def room_for_file(self, account_id: str) -> None:
@@ -134,16 +136,43 @@ class BatchStore:
         _replace(self._files_folder / f"{file.id}.json", json.dumps(asdict(file)))
         self.files[file.id] = file
 
-    def delete_file(self, file: File) -> None:
-        """Forget a file. Errors: FailedPrecondition while a batch reads it."""
-        for batch in self.batches.values():
-            if batch.input_file_id == file.id and batch.status in UNDER_WAY:
-                raise errors.FailedPrecondition(
-                    f"batch {batch.id} reads it: cancel that first", reason="FILE_IN_USE"
-                )
-        (self._files_folder / f"{file.id}.json").unlink(missing_ok=True)
-        self.path_of(file.id).unlink(missing_ok=True)
+    @contextmanager
+    def reading(self, file_id: str) -> Iterator[None]:
+        """Nobody deletes a file while the batch that reads it is being written down."""
+        self._reading[file_id] += 1
+        try:
+            yield
+        finally:
+            self._reading[file_id] -= 1
+            if not self._reading[file_id]:
+                del self._reading[file_id]
+
+    def forget_file(self, file: File) -> None:
+        """Have no caller see a file any more; `erase` it then. Does not touch the disk, so that
+        nobody comes between the look and the deed.
+
+        Errors: FailedPrecondition while a batch reads it.
+        """
+        users = [
+            batch.id
+            for batch in tuple(self.batches.values())
+            if batch.input_file_id == file.id and batch.status in UNDER_WAY
+        ]
+        if users or self._reading[file.id]:
+            raise errors.FailedPrecondition(
+                f"batch {users[0] if users else 'under way'} reads it: cancel that first",
+                reason="FILE_IN_USE",
+            )
         self.files.pop(file.id, None)
+
+    def erase(self, file: File) -> None:
+        """Take a forgotten file off the disk; what cannot be taken off is seen again."""
+        try:
+            (self._files_folder / f"{file.id}.json").unlink(missing_ok=True)
+            self.path_of(file.id).unlink(missing_ok=True)
+        except OSError:
+            self.files[file.id] = file
+            raise
 
     def lines(self, file_id: str) -> Iterator[bytes]:
         """A file's lines, without their ends."""
@@ -162,12 +191,12 @@ class BatchStore:
 
     def batches_of(self, account_id: str) -> list[Batch]:
         """The account's batches, the newest first."""
-        own = [one for one in self.batches.values() if one.account_id == account_id]
+        own = [one for one in tuple(self.batches.values()) if one.account_id == account_id]
         return sorted(own, key=lambda one: one.id, reverse=True)
 
     def under_way(self) -> list[Batch]:
         """All batches that are not at their end, the oldest first."""
-        found = [one for one in self.batches.values() if one.status in UNDER_WAY]
+        found = [one for one in tuple(self.batches.values()) if one.status in UNDER_WAY]
         return sorted(found, key=lambda one: one.id)
 
     def room_for_batch(self, account_id: str) -> None:

@@ -25,6 +25,9 @@ class EngineSettings(ServiceSettings):
         pattern=r"^(https?://[^\s]+)?$",
         description="an OpenAI-compatible server that generates, instead of the engine inside",
     )
+    engine_task: Literal["generate", "embed"] = Field(
+        default="generate", description="what the model does: text, or vectors (embeddings)"
+    )
     engine_model: str = Field(
         default="", max_length=256, description="the model's name at that server; empty: the same"
     )
@@ -36,6 +39,9 @@ class EngineSettings(ServiceSettings):
         default=64, ge=1, le=4096, description="sequences that the engine runs at once"
     )
 
+    tool_parser: str = Field(
+        default="", description="vLLM's parser of how the model writes calls of tools; empty: none"
+    )
     idle_timeout_ms: int = Field(
         default=0,
         ge=0,
@@ -55,9 +61,6 @@ class ServerSettings(EngineSettings):
     inference_address: str = Field(min_length=3, description="host:port to listen on")
     http_address: str = Field(
         default="", description="host:port of the OpenAI-compatible HTTP door; empty: no such door"
-    )
-    tool_parser: str = Field(
-        default="", description="vLLM's parser of how the model writes calls of tools; empty: none"
     )
     pricing_address: str = Field(min_length=3, description="host:port of pricing's gRPC")
     kafka: str = Field(min_length=3, description="bootstrap servers of the broker")

@@ -5,7 +5,9 @@ language model with seeded random weights, a byte-level BPE tokenizer trained
 on corpus.txt beside this file, and a ChatML template) and
 `DIR/adapters/tiny-support` (a LoRA adapter whose weights are not zero, so that
 its answers differ). The same code gives the same bytes. Its text makes no
-sense; its tokens are as real as any model's.
+sense; its tokens are as real as any model's. `--embedder` writes `DIR/embedder/model` instead,
+a model of the same make whose last state is a vector, as sentence-transformers has them: its
+tokenizer ends each text, and its vectors may be cut.
 
 The files are written by hand and not by transformers: half a second instead of
 ten, and no dependence on what a release of it adds to a configuration.
@@ -22,6 +24,7 @@ import os
 import shutil
 import sys
 import tempfile
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -29,7 +32,15 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 from safetensors.numpy import save_file
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import (
+    AddedToken,
+    Tokenizer,
+    decoders,
+    models,
+    pre_tokenizers,
+    processors,
+    trainers,
+)
 
 SERVED_NAME: Final = "tiny"
 ADAPTER_NAME: Final = "tiny-support"
@@ -96,8 +107,13 @@ def _write_json(path: Path, value: object) -> None:
     path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
-def _write_tokenizer(directory: Path) -> None:
+def _write_tokenizer(directory: Path, *, ends_texts: bool) -> None:
     tokenizer = _tokenizer()
+    if ends_texts:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A {_END_OF_TEXT}",
+            special_tokens=[(_END_OF_TEXT, _SPECIAL.index(_END_OF_TEXT))],
+        )
     tokenizer.save(str(directory / "tokenizer.json"))
     _write_json(
         directory / "tokenizer_config.json",
@@ -158,12 +174,15 @@ def _model_weights(shape: Shape) -> Weights:
     return weights
 
 
-def _write_model(directory: Path, shape: Shape) -> None:
+def _write_model(directory: Path, shape: Shape, *, embeds: bool = False) -> None:
     directory.mkdir(parents=True)
-    _write_tokenizer(directory)
+    _write_tokenizer(directory, ends_texts=embeds)
+    if embeds:
+        _write_pooling(directory, shape)
     _write_json(
         directory / "config.json",
         {
+            **({"matryoshka_dimensions": [32, 64, shape.hidden_size]} if embeds else {}),
             "architectures": ["Qwen2ForCausalLM"],
             "attention_dropout": 0.0,
             "dtype": "float32",
@@ -188,6 +207,30 @@ def _write_model(directory: Path, shape: Shape) -> None:
         },
     )
     save_file(_model_weights(shape), directory / "model.safetensors", metadata={"format": "pt"})
+
+
+def _write_pooling(directory: Path, shape: Shape) -> None:
+    """What sentence-transformers makes of a text's states: the last one, made a unit."""
+    kinds = ("Transformer", "Pooling", "Normalize")
+    parts = [
+        {
+            "idx": number,
+            "name": str(number),
+            "path": f"{number}_{kind}" if number else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
+        for number, kind in enumerate(kinds)
+    ]
+    _write_json(directory / "modules.json", parts)
+    (directory / "1_Pooling").mkdir()
+    _write_json(
+        directory / "1_Pooling" / "config.json",
+        {
+            "pooling_mode_lasttoken": True,
+            "pooling_mode_mean_tokens": False,
+            "word_embedding_dimension": shape.hidden_size,
+        },
+    )
 
 
 def _write_adapter(directory: Path, shape: Shape, seed: int) -> None:
@@ -232,8 +275,16 @@ def make(out: Path, shape: Shape = TINY) -> None:
         (out / "adapters" / ADAPTER_NAME, partial(_write_adapter, shape=shape, seed=_SEED + 1)),
     )
     for target, write in parts:
-        if target.is_dir():
-            continue
+        _make(out, target, write)
+
+
+def make_embedder(out: Path, shape: Shape = TINY) -> None:
+    """Write the model that embeds below `out`, in `embedder`."""
+    _make(out, out / "embedder" / "model", partial(_write_model, shape=shape, embeds=True))
+
+
+def _make(out: Path, target: Path, write: Callable[[Path], None]) -> None:
+    if not target.is_dir():
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=out, prefix=".making-") as scratch:
             made = Path(scratch) / target.name
@@ -250,12 +301,13 @@ def make(out: Path, shape: Shape = TINY) -> None:
 def main(arguments: list[str] | None = None) -> None:
     """Command line: `--out DIR`."""
     parser = argparse.ArgumentParser(prog="inference.tinymodel", description=__doc__)
+    parser.add_argument("--embedder", action="store_true", help="the model that embeds")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     options = parser.parse_args(arguments)
     # Threads would only make the order of work, never the result, uncertain.
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     try:
-        make(options.out)
+        (make_embedder if options.embedder else make)(options.out)
     except OSError as error:
         sys.stderr.write(f"the tiny model cannot be written to {options.out}: {error}\n")
         raise SystemExit(1) from None

@@ -343,6 +343,12 @@ def output_of(event: usage.UsageEvent) -> int:
     return sum(q.amount for q in event.quantities if q.direction == usage.DIRECTION_OUT)
 
 
+def metered_of(event: usage.UsageEvent) -> int:
+    """What the engine's own counter has of an event."""
+    embedded = sum(q.amount for q in event.quantities if q.token_kind == usage.TOKEN_KIND_EMBEDDING)
+    return output_of(event) + embedded
+
+
 def undelivered_of(event: usage.UsageEvent) -> int:
     return sum(q.undelivered_amount for q in event.quantities)
 
@@ -353,7 +359,7 @@ def final_residuals(received: Sequence[Received]) -> dict[str, int]:
     """
     settled: dict[str, int] = {}
     for event in events_of(received).values():
-        settled[event.engine_id] = settled.get(event.engine_id, 0) + output_of(event)
+        settled[event.engine_id] = settled.get(event.engine_id, 0) + metered_of(event)
     residuals: dict[str, int] = {}
     for item in unique(received):
         reading = item.record.engine_reading

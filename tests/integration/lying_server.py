@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from array import array
+from base64 import b64decode
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -39,6 +41,7 @@ class LyingServer:
             routes=[
                 Route("/v1/models", self._models, methods=["GET"]),
                 Route("/v1/completions", self._completions, methods=["POST"]),
+                Route("/v1/embeddings", self._embeddings, methods=["POST"]),
             ]
         )
 
@@ -66,6 +69,19 @@ class LyingServer:
             await answer.aread()
             return Response(answer.content, answer.status_code, media_type="application/json")
         return StreamingResponse(self._spoiled(answer, lie), media_type="text/event-stream")
+
+    async def _embeddings(self, request: Request) -> Response:
+        self.asked += 1
+        lie = self.lie
+        if lie == "busy":
+            return JSONResponse({"error": "too many"}, 503)
+        answer = await self._client.post("/v1/embeddings", json=await request.json())
+        if answer.status_code != 200:
+            return Response(answer.content, answer.status_code, media_type="application/json")
+        told = answer.json()
+        spoil_vectors(told, lie)
+        data = json.dumps(told).encode()
+        return Response(data[: len(data) // 2] if lie == "garbage" else data)
 
     async def _spoiled(self, answer: httpx.Response, lie: str) -> AsyncIterator[bytes]:
         """The real stream, but for one lie."""
@@ -125,6 +141,23 @@ def spoil(chunk: dict[str, Any], lie: str) -> None:
         if lie.startswith("text_") or lie == "strict":
             choice.pop("token_ids", None)
             choice.pop("prompt_token_ids", None)
+
+
+def spoil_vectors(told: dict[str, Any], lie: str) -> None:
+    """Change an answer of vectors as the lie has it."""
+    if lie == "no_usage":
+        del told["usage"]
+    elif lie == "more":
+        told["usage"]["prompt_tokens"] += 7
+    elif lie == "fewer":
+        told["usage"]["prompt_tokens"] -= 3
+    elif lie == "missing":
+        told["data"].pop()
+    elif lie == "floats":
+        for item in told["data"]:
+            item["embedding"] = list(array("f", b64decode(item["embedding"])))
+    elif lie == "nan":
+        told["data"][0]["embedding"] = [float("nan")] * 128
 
 
 @asynccontextmanager

@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from tests.integration.inference_service import START_S, free_port
 class OpenAiServer:
     """One process of vLLM's API server, with the core that it starts."""
 
-    def __init__(self, folder: Path, model: Path) -> None:
+    def __init__(self, folder: Path, model: Path, task: Sequence[str]) -> None:
         port = free_port()
         self.url = f"http://127.0.0.1:{port}"
         self.log = folder / "openai-server.log"
@@ -31,7 +31,7 @@ class OpenAiServer:
                     *("--model", str(model), "--served-model-name", "tiny"),
                     *("--dtype", "float32", "--enforce-eager", "--block-size", "32"),
                     *("--no-enable-chunked-prefill", "--max-num-seqs", "64"),
-                    *("--enable-lora", "--max-lora-rank", "64", "--enable-prompt-tokens-details"),
+                    *task,
                 ],
                 stdout=log,
                 stderr=log,
@@ -73,10 +73,16 @@ class OpenAiServer:
         self.process.wait(30)
 
 
+GENERATES = ("--enable-lora", "--max-lora-rank", "64", "--enable-prompt-tokens-details")
+EMBEDS = ("--runner", "pooling", "--no-enable-prefix-caching")
+
+
 @asynccontextmanager
-async def openai_server(folder: Path, model: Path) -> AsyncIterator[OpenAiServer]:
+async def openai_server(
+    folder: Path, model: Path, task: Sequence[str] = GENERATES
+) -> AsyncIterator[OpenAiServer]:
     """A server that is ready; ended with the block."""
-    server = OpenAiServer(folder, model)
+    server = OpenAiServer(folder, model, task)
     try:
         await server.ready()
         yield server

@@ -1014,7 +1014,7 @@ async def test_http_nobody_reads_anothers_batch_and_bad_requests_say_why(
             await client.files.create(file=("a.jsonl", b"x"), purpose="vision")
         with pytest.raises(openai.BadRequestError, match="endpoint"):
             await client.batches.create(
-                input_file_id=file.id, endpoint="/v1/embeddings", completion_window="24h"
+                input_file_id=file.id, endpoint="/v1/responses", completion_window="24h"
             )
         for body in ({"purpose": "batch"}, None):
             with pytest.raises(openai.BadRequestError):

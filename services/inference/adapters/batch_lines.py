@@ -7,11 +7,11 @@ import json
 from inference.adapters import openai_shapes as shapes
 from inference.adapters.openai_bodies import Bodies
 from inference.adapters.openai_teller import Teller
-from inference.app.batch_line import Answered, Refused
+from inference.app.batch_line import Answered, Refused, Spec
 from kernel.clock import Clock
-from tollbook.inference.v1 import inference_pb2 as inference
 
 _CHAT = "/v1/chat/completions"
+_EMBEDDINGS = "/v1/embeddings"
 
 
 class Lines:
@@ -21,8 +21,10 @@ class Lines:
         self._bodies = bodies
         self._clock = clock
 
-    async def read(self, endpoint: str, body: bytes, request_id: str) -> inference.GenerationSpec:
+    async def read(self, endpoint: str, body: bytes, request_id: str) -> Spec:
         """The request of a line's body, under an id. Errors: InvalidArgument."""
+        if endpoint == _EMBEDDINGS:
+            return self._bodies.embedding(body, request_id)[1]
         read = self._bodies.chat if endpoint == _CHAT else self._bodies.completion
         return (await read(body, request_id)).spec
 
@@ -31,6 +33,9 @@ class Lines:
         if isinstance(done, Refused):
             status, told, _headers = shapes.error_of(done.error, done.summary)
             return status, told
+        if done.embedded is not None:
+            in_base64, asked = self._bodies.embedding(body, done.request_id)
+            return 200, shapes.embeddings_of(done.embedded, asked.model, in_base64)
         created_s = self._clock.now_us() // 1_000_000
         if endpoint == _CHAT:
             chat = shapes.parse(shapes.ChatRequest, body)

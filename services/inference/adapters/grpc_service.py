@@ -10,10 +10,12 @@ import grpc.aio
 
 from inference.adapters.keys import Keys
 from inference.app.books import Books
+from inference.app.embedding import EmbeddingReader
 from inference.app.generation import Reader
-from inference.app.requests import Requests, answer_of, messages_of
+from inference.app.requests import Requests, answer_of, embedded_of, messages_of
 from inference.app.shelf import Shelf
 from inference.domain.outcome import End
+from inference.engine import Capabilities
 from kernel import errors, grpcs
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.inference.v1 import inference_pb2_grpc
@@ -32,13 +34,13 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         keys: Keys,
         books: Books,
         shelf: Shelf,
-        context_tokens: int,
+        can: Capabilities,
     ) -> None:
         self._requests = requests
         self._keys = keys
         self._books = books
         self._shelf = shelf
-        self._context_tokens = context_tokens
+        self._can = can
 
     async def Generate(  # noqa: N802
         self, request: inference.GenerateRequest, context: Context
@@ -95,15 +97,29 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         caller = await self._keys.resolve(authorization_of(context))
         tokens = await self._requests.count(caller, request.spec)
         return inference.CountTokensResponse(
-            prompt_tokens=tokens, room_tokens=self._context_tokens - tokens
+            prompt_tokens=tokens, room_tokens=self._can.context_tokens - tokens
         )
 
     async def Embed(  # noqa: N802
         self, request: inference.EmbedRequest, context: Context
     ) -> inference.EmbedResponse:
-        """What is served generates text: no model here can."""
+        """Vectors, all at once."""
         caller = await self._keys.resolve(authorization_of(context))
-        raise self._requests.cannot_embed(caller, request.model)
+        found = self._requests.embed(caller, request)
+        if not isinstance(found, EmbeddingReader):
+            settled, failure = embedded_of(found)
+            await self._end(context, failure, settled.usage)
+            return settled
+        visit = _Visit(found, context)
+        try:
+            response = await found.whole()
+        except errors.TollbookError as error:
+            await self._end(context, error, found.summary)
+            raise
+        finally:
+            visit.end()
+        await self._end(context, None, response.usage)
+        return response
 
     async def ListModels(  # noqa: N802
         self, _request: inference.ListModelsRequest, context: Context
@@ -117,8 +133,9 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                     name=name,
                     base_model=served.target.base_name,
                     adapter=served.target.adapter,
-                    context_tokens=self._context_tokens,
+                    context_tokens=self._can.context_tokens,
                     provenance=served.provenance,
+                    embeds=self._can.embeds,
                 )
                 for name, served in visible.items()
             ]
@@ -153,7 +170,7 @@ class _Visit:
     waits for a slow reader.
     """
 
-    def __init__(self, reader: Reader, context: Context) -> None:
+    def __init__(self, reader: Reader | EmbeddingReader, context: Context) -> None:
         self._reader = reader
         # None when the caller set no deadline, whatever the stub says.
         remaining_s: float | None = context.time_remaining()

@@ -11,7 +11,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -23,13 +23,16 @@ from inference.adapters import openai_shapes as shapes
 from inference.adapters.http_guard import Guard, body_of, no_route, refusal
 from inference.adapters.openai_bodies import Asked, Bodies
 from inference.adapters.openai_teller import Teller
+from inference.app.embedding import EmbeddingReader
 from inference.app.generation import Caller, Reader
-from inference.app.requests import Answer, Requests, answer_of, messages_of
+from inference.app.requests import Answer, Requests, answer_of, embedded_of, messages_of
 from inference.app.shelf import Shelf
 from inference.domain.outcome import End
 from kernel import errors
 from kernel.clock import Clock
 from tollbook.inference.v1 import inference_pb2 as inference
+
+Answer_co = TypeVar("Answer_co", covariant=True)
 
 
 class HttpDoor:
@@ -80,8 +83,20 @@ class HttpDoor:
         return await self._generate(request, caller, asked)
 
     async def _embeddings(self, request: Request, caller: Caller) -> Response:
-        body = shapes.parse(shapes.EmbeddingRequest, await body_of(request))
-        raise self._requests.cannot_embed(caller, body.model)
+        base64, asked = Bodies.embedding(await body_of(request), _request_id(request))
+        found = self._requests.embed(caller, asked)
+        if isinstance(found, EmbeddingReader):
+            answer = await _unless_left(found, request.receive)
+            if isinstance(answer, Response):
+                return answer
+        else:
+            answer, failure = embedded_of(found)
+            if failure is not None:
+                return refusal(failure, answer.usage)
+        return JSONResponse(
+            shapes.embeddings_of(answer, asked.model, base64),
+            headers={"x-request-id": answer.request_id},
+        )
 
     async def _generate(self, request: Request, caller: Caller, asked: Asked) -> Response:
         body, spec, bound = asked.body, asked.spec, asked.bound
@@ -101,6 +116,22 @@ class HttpDoor:
 
 async def _whole(reader: Reader, teller: Teller, receive: Receive) -> Response:
     """The whole answer, unless the caller goes first."""
+    answer = await _unless_left(reader, receive)
+    if isinstance(answer, Response):
+        return answer
+    return _told(teller, answer.request_id, answer.choices, answer.usage)
+
+
+class _Whole(Protocol[Answer_co]):
+    @property
+    def summary(self) -> inference.UsageSummary | None: ...
+
+    def leave(self, why: End) -> None: ...
+
+    async def whole(self) -> Answer_co: ...
+
+
+async def _unless_left(reader: _Whole[Answer_co], receive: Receive) -> Answer_co | Response:
     answering = asyncio.create_task(reader.whole())
     leaving = asyncio.create_task(_disconnected(receive))
     try:
@@ -108,7 +139,7 @@ async def _whole(reader: Reader, teller: Teller, receive: Receive) -> Response:
         if not answering.done():
             # Nobody is there to read it.
             return Response(status_code=499)
-        answer = answering.result()
+        return answering.result()
     except errors.TollbookError as error:
         return refusal(error, reader.summary)
     finally:
@@ -117,7 +148,6 @@ async def _whole(reader: Reader, teller: Teller, receive: Receive) -> Response:
         leaving.cancel()
         reader.leave(End.CALLER_LEFT)
         await asyncio.gather(answering, leaving, return_exceptions=True)
-    return _told(teller, answer.request_id, answer.choices, answer.usage)
 
 
 async def _stream_of(found: Any, teller: Teller, include_usage: bool) -> Response:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from inference.adapters import openai_shapes as shapes
@@ -26,7 +25,9 @@ class Bodies:
     makes of itself, where there is one.
     """
 
-    def __init__(self, encode: Callable[[str], list[int]], parser: Parsing | None) -> None:
+    def __init__(
+        self, encode: Callable[[str], Awaitable[list[int]]], parser: Parsing | None
+    ) -> None:
         self._encode = encode
         self.parser = parser
 
@@ -41,8 +42,19 @@ class Bodies:
         asked = shapes.parse(shapes.CompletionRequest, body)
         prompt = asked.prompt
         if isinstance(prompt, str):
-            prompt = await asyncio.to_thread(self._encode, prompt)
+            prompt = await self._encode(prompt)
         return _checked(Asked(asked, asked.spec(request_id, prompt), None))
+
+    @staticmethod
+    def embedding(body: bytes, request_id: str) -> tuple[bool, inference.EmbedRequest]:
+        """(whether vectors are told in base64, the request) of `/v1/embeddings`.
+
+        Errors: InvalidArgument.
+        """
+        asked = shapes.parse(shapes.EmbeddingRequest, body)
+        request = asked.request(request_id)
+        grpcs.check(request)
+        return asked.encoding_format == "base64", request
 
 
 def _checked(asked: Asked) -> Asked:

@@ -3,12 +3,15 @@
 Owns the translation, both ways, and nothing that waits or counts. A parameter that would
 change the answer and cannot be honoured is refused by name, never passed over in silence.
 
-Format: OpenAI's HTTP API, `/v1/chat/completions`, `/v1/completions`, `/v1/models`.
+Format: OpenAI's HTTP API, `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`,
+`/v1/models`.
 """
 
 from __future__ import annotations
 
 import json
+from array import array
+from base64 import b64encode
 from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeVar
 
@@ -62,6 +65,9 @@ _PARAMETERS: Final = {
     "spec.chat.tools": "tools",
     "spec.chat": "messages",
     "spec.tokens": "prompt",
+    "texts": "input",
+    "inputs": "input",
+    "request_id": "Idempotency-Key",
     "spec.sampling.json_schema": "response_format",
 }
 
@@ -246,6 +252,30 @@ class EmbeddingRequest(Shape):
     dimensions: int | None = None
     user: str | None = None
 
+    def request(self, request_id: str) -> inference.EmbedRequest:
+        """The request as the gate takes it. Errors: InvalidArgument."""
+        asked = inference.EmbedRequest(request_id=request_id, model=self.model)
+        given = self.input
+        try:
+            if self.dimensions is not None:
+                asked.dimensions = self.dimensions
+            if isinstance(given, str):
+                asked.texts.append(given)
+            elif not given:
+                raise errors.InvalidArgument.of_field("input", "input: it is empty")
+            elif isinstance(given[0], str):
+                asked.texts.extend(given)
+            elif isinstance(given[0], int):
+                asked.inputs.add(token_ids=given)
+            else:
+                for ids in given:
+                    asked.inputs.add(token_ids=ids)
+        except (ValueError, TypeError) as error:
+            raise errors.InvalidArgument.of_field(
+                "input", f"a number is beyond its range: {error}"
+            ) from error
+        return asked
+
 
 Read = TypeVar("Read", bound=Shape)
 
@@ -263,6 +293,23 @@ def parse(kind: type[Read], body: bytes) -> Read:
             else f"{field or 'the body'}: {first['msg']}"
         )
         raise errors.InvalidArgument.of_field(field, problem) from error
+
+
+def embeddings_of(answer: inference.EmbedResponse, model: str, base64: bool) -> Json:
+    """The answer of `/v1/embeddings`; in base64 a vector is its float32s, little-endian."""
+    data: list[Json] = []
+    for index, one in enumerate(answer.embeddings):
+        vector = (
+            b64encode(array("f", one.values).tobytes()).decode() if base64 else list(one.values)
+        )
+        data.append({"object": "embedding", "index": index, "embedding": vector})
+    tokens = answer.usage.prompt_tokens
+    return {
+        "object": "list",
+        "data": data,
+        "model": model,
+        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
+    }
 
 
 def usage_of(summary: inference.UsageSummary) -> Json:

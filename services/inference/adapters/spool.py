@@ -276,7 +276,7 @@ class Spool:
             raise RuntimeError("the spool is closed")
         frame = spool_codec.encode(record)
         # The engine's ids are counted by whoever runs it: folding them here would be twice.
-        if not isinstance(record, records.Progress):
+        if not isinstance(record, records.Progress | records.Embedded):
             ref = Ref(length=len(frame))
             self.journal.apply(record, ref)
             self._refs.append((ref, len(self._buffer)))

@@ -258,6 +258,11 @@ def _payload_of(record: Record) -> _Writer:
             writer.flag(record.outbound is not None)
             if record.outbound is not None:
                 _outbound(writer, record.outbound)
+        case records.Embedded():
+            writer = _Writer(10)
+            writer.u64(record.serial)
+            writer.u64(record.tokens)
+            writer.u64(record.at_us)
         case records.Withdrawn():
             writer = _Writer(4)
             writer.u64(record.serial)
@@ -359,6 +364,8 @@ def decode_payload(payload: memoryview) -> Record:
                     for _ in range(reader.u32())
                 ),
             )
+        case 10:
+            record = records.Embedded(reader.u64(), reader.u64(), reader.u64())
         case kind:
             raise Malformed(f"a record of unknown kind {kind}: written by a newer version?")
     reader.end()

@@ -20,14 +20,15 @@ import asyncio
 import contextlib
 import itertools
 import multiprocessing
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Final
 
 import structlog
 
 from inference import engine as port
-from inference.adapters import vllm_nursery, vllm_start
+from inference.adapters import vllm_nursery, vllm_start, vllm_vectors
 from inference.adapters.conversation import messages_of, tools_of
+from inference.adapters.encoder import Encoder
 from inference.adapters.prompts import invalid, length_problem, unrenderable
 from inference.adapters.vllm_counters import CounterLogger
 from inference.adapters.vllm_sampling import sampling_of
@@ -64,9 +65,11 @@ class VllmEngine:
         self._aborting: set[str] = set()
         self._capabilities = port.Capabilities(
             context_tokens=self._llm.model_config.max_model_len,
-            adapters=True,
+            adapters=not options.embeds,
             sleeps=loaded.again is not None,
+            vector_size=self._llm.model_config.embedding_size if options.embeds else 0,
         )
+        self._encoder = Encoder(options.model)
 
     def bare(self) -> Any:
         """The vLLM AsyncLLM itself, for whoever measures it beside this."""
@@ -74,6 +77,9 @@ class VllmEngine:
 
     async def start(self) -> int:
         """Warm up; see engine.Engine.start."""
+        self._encoder.begin()
+        if self._capabilities.embeds:
+            return await vllm_vectors.warm_up(self, self._llm)
         return await warm_up(
             self,
             port.Target("", "", ""),
@@ -106,7 +112,28 @@ class VllmEngine:
 
     def counters(self) -> port.Counters:
         """See engine.Engine.counters."""
-        return port.Counters(self._counter.generation_tokens, self._counter.prompt_tokens)
+        prompt = self._counter.prompt_tokens
+        made = prompt if self._capabilities.embeds else self._counter.generation_tokens
+        return port.Counters(made, prompt)
+
+    async def encode(self, text: str) -> list[int]:
+        """See engine.Engine.encode."""
+        return await self._encoder.encode(text)
+
+    def check_dimensions(self, dimensions: int) -> None:
+        """See engine.Engine.check_dimensions."""
+        vllm_vectors.check_dimensions(self._llm.model_config, dimensions)
+
+    async def embed(self, job: port.EmbedJob) -> AsyncIterator[port.Vectors]:
+        """See engine.Engine.embed."""
+        name = job.engine_request_id
+        self._running[name] = []
+        try:
+            async for some in vllm_vectors.embed(self._llm, job, lambda: name in self._aborting):
+                yield some
+        finally:
+            self._running.pop(name, None)
+            self._aborting.discard(name)
 
     async def render(self, spec: inference.GenerationSpec, cache_salt: str) -> port.Prompt:
         """See engine.Engine.render."""
@@ -138,16 +165,19 @@ class VllmEngine:
         return port.Prompt(token_ids, form)
 
     def _check_prompt(self, token_ids: list[int], field: str) -> None:
+        problem = length_problem(token_ids, self._capabilities.context_tokens)
+        if problem:
+            raise invalid(field, problem)
+        self.check_ids(token_ids, field)
+
+    def check_ids(self, token_ids: Sequence[int], field: str) -> None:
+        """See engine.Engine.check_ids."""
         from vllm.exceptions import VLLMValidationError
 
-        problem = length_problem(token_ids, self._capabilities.context_tokens)
-        if not problem:
-            try:
-                self._llm.renderer.validate_token_ids(token_ids)
-                return
-            except VLLMValidationError as error:
-                problem = str(error)
-        raise invalid(field, problem)
+        try:
+            self._llm.renderer.validate_token_ids(token_ids)
+        except VLLMValidationError as error:
+            raise invalid(field, str(error)) from error
 
     @staticmethod
     def _tokens_form(token_ids: list[int], cache_salt: str) -> Any:
@@ -286,7 +316,7 @@ class VllmEngine:
             return
         # vLLM forgets an abort that comes before the request: generate() repeats it.
         self._aborting.add(engine_request_id)
-        if not self._llm.errored:
+        if names and not self._llm.errored:
             await self._llm.abort(names)
 
     async def add_adapter(self, name: str, path: str) -> None:

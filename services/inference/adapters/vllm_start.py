@@ -44,7 +44,7 @@ class VllmOptions:
     this process: a thread too many halves the throughput, for they spin against
     each other. `kv_cache_gib`: the prefix cache on a CPU. `max_running`: sequences
     computed at once. `adapters_at_once`: adapters that may take part in one step.
-    `stoppable`: the core can be ended and brought up again (CPU).
+    `stoppable`: the core can be ended and brought up again (CPU). `embeds`: it gives vectors.
     """
 
     model: Path
@@ -54,6 +54,7 @@ class VllmOptions:
     adapters_at_once: int = 8
     max_adapter_rank: int = MAX_ADAPTER_RANK
     stoppable: bool = False
+    embeds: bool = False
 
 
 def _bind_core_to_parent(parent: int) -> None:
@@ -157,6 +158,14 @@ def _load(options: VllmOptions, stat_loggers: Sequence[Any]) -> Loaded:
         "max_cpu_loras": MAX_ADAPTERS,
         "max_lora_rank": options.max_adapter_rank,
     }
+    if options.embeds:
+        # Whole inputs, each computed: what is counted is what was done.
+        arguments |= {
+            "runner": "pooling",
+            "enable_lora": False,
+            "enable_prefix_caching": False,
+            "enable_chunked_prefill": False,
+        }
     if on_cpu:
         models: Any = importlib.import_module("vllm.model_executor.models.registry")
         models._run_in_subprocess = _run_here

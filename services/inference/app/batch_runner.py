@@ -27,7 +27,6 @@ from inference.domain import batches
 from inference.domain.batches import Batch, Line
 from kernel import errors
 from kernel.clock import Clock
-from tollbook.inference.v1 import inference_pb2 as inference
 
 log = structlog.get_logger()
 
@@ -37,7 +36,7 @@ _CREDIT_PAUSE_MS: Final = 500
 _BROKEN_PAUSE_S: Final = 10.0
 
 # The spec of a line's body under a request id. Errors: InvalidArgument.
-Read = Callable[[str, bytes, str], Awaitable[inference.GenerationSpec]]
+Read = Callable[[str, bytes, str], Awaitable[batch_line.Spec]]
 # (HTTP status, body) of a line's result, by endpoint and body.
 Tell = Callable[[str, bytes, batch_line.Answered | batch_line.Refused], tuple[int, Json]]
 
@@ -225,7 +224,7 @@ class BatchRunner:
         batch = running.batch
         digest = bytes.fromhex(batch.key_digest)
 
-        def spec_under(request_id: str) -> Awaitable[inference.GenerationSpec]:
+        def spec_under(request_id: str) -> Awaitable[batch_line.Spec]:
             return self._read(batch.endpoint, line.body, request_id)
 
         while not self._stopping.is_set() and running.end(self._now_s()) is None:

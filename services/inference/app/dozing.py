@@ -8,7 +8,7 @@ waits, and is then served like any other. Everything runs on one event loop.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, Final
 
@@ -164,6 +164,24 @@ class Dozing:
     async def render(self, spec: inference.GenerationSpec, cache_salt: str) -> port.Prompt:
         """See engine.Engine.render. Wakes nobody: what is refused needs no engine."""
         return await self._engine.render(spec, cache_salt)
+
+    async def encode(self, text: str) -> list[int]:
+        """See engine.Engine.encode. Wakes nobody."""
+        return await self._engine.encode(text)
+
+    def check_ids(self, token_ids: Sequence[int], field: str) -> None:
+        """See engine.Engine.check_ids."""
+        self._engine.check_ids(token_ids, field)
+
+    def check_dimensions(self, dimensions: int) -> None:
+        """See engine.Engine.check_dimensions."""
+        self._engine.check_dimensions(dimensions)
+
+    async def embed(self, job: port.EmbedJob) -> AsyncIterator[port.Vectors]:
+        """See engine.Engine.embed. Errors besides: Unavailable, when it does not wake."""
+        async with self._used():
+            async for some in self._engine.embed(job):
+                yield some
 
     async def generate(self, job: port.Job) -> AsyncIterator[port.Event]:
         """See engine.Engine.generate. Errors besides: Unavailable, when it does not wake."""

@@ -14,21 +14,21 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, Generic, NamedTuple, TypeVar
 
 import structlog
 from opentelemetry import trace
 
 from inference import engine as port
 from inference.adapters.spool import Spool
+from inference.app.admission import Admission
 from inference.app.books import Books
 from inference.app.credit import Credit, Request
 from inference.app.gate import Gate
 from inference.app.streams import Streams
 from inference.domain import records
-from inference.domain.counting import Tally, output_tokens_of
+from inference.domain.counting import Tally, metered_tokens_of
 from inference.domain.event import BATCH_TIER, complete, summary_of
-from inference.domain.fairness import Ticket
 from inference.domain.outcome import End
 from kernel import errors, telemetry
 from kernel.clock import Clock, timestamp_of
@@ -70,18 +70,54 @@ class World:
     tracer: trace.Tracer
 
 
-@dataclass(frozen=True, slots=True)
-class Order:
+Spec = TypeVar("Spec")
+
+
+@dataclass(frozen=True)
+class Order(Generic[Spec]):
     """What is asked for: whose, what, of which model; `service_tier` is the event's."""
 
     caller: Caller
     request_id: str
-    spec: inference.GenerationSpec
+    spec: Spec
     body_digest: bytes
     target: port.Target
     provenance: usage.Provenance
     cache_salt: str
     service_tier: str = ""
+
+    def cost(self, input_tokens: int, max_output_tokens: int, accepted_us: int) -> Request:
+        """What it may cost at the most."""
+        return Request(
+            account_id=self.caller.account_id,
+            project_id=self.caller.project_id,
+            key_id=self.caller.key_id,
+            event_id=self.request_id,
+            served_model=self.target.served_name,
+            base_model=self.target.base_name,
+            adapter=self.target.adapter,
+            service_tier=self.service_tier,
+            input_tokens=input_tokens,
+            max_output_tokens=max_output_tokens,
+            event_time_us=accepted_us,
+        )
+
+    def template(self, hold_id: str, engine_id: str, accepted_us: int) -> usage.UsageEvent:
+        """Its event, as far as it is known before it runs."""
+        return usage.UsageEvent(
+            event_id=self.request_id,
+            account_id=self.caller.account_id,
+            project_id=self.caller.project_id,
+            key_id=self.caller.key_id,
+            hold_id=hold_id,
+            served_model=self.target.served_name,
+            base_model=self.target.base_name,
+            adapter=self.target.adapter,
+            provenance=self.provenance,
+            service_tier=self.service_tier,
+            event_time=timestamp_of(accepted_us),
+            engine_id=engine_id,
+        )
 
 
 class Phase(Enum):
@@ -105,22 +141,22 @@ class _Chunk(NamedTuple):
 class Generation:
     """See the module. `done` is set when it is settled or refused."""
 
-    def __init__(self, world: World, order: Order) -> None:
+    def __init__(self, world: World, order: Order[inference.GenerationSpec]) -> None:
         self._world = world
         self.order = order
         self.phase = Phase.PREPARING
         self.refusal: errors.TollbookError | None = None
         self.failure: errors.TollbookError | None = None
         self.summary: inference.UsageSummary | None = None
+        # True once nobody listened and it was told to end.
+        self.was_left = False
         self.prompt_tokens = 0
         self.tally = Tally(0, 1)
         self.done = asyncio.Event()
         self._accepted_us = world.clock.now_us()
         self._first_token_us = 0
         self._serial = -1
-        self._reserved_bytes = 0
-        self._hold_id = ""
-        self._ticket: Ticket | None = None
+        self._admission = Admission(world.gate, world.spool, world.credit)
         self._chunks: list[list[_Chunk]] = []
         self._durable: list[int] = []
         self._delivered: list[int] = []
@@ -148,7 +184,7 @@ class Generation:
         return len(self._chunks)
 
     @property
-    def output_tokens(self) -> int:
+    def counted_tokens(self) -> int:
         """Tokens taken from the engine and not settled."""
         live = self.phase in (Phase.PREPARING, Phase.RUNNING, Phase.ENDED)
         return self.tally.output_tokens if live else 0
@@ -168,6 +204,7 @@ class Generation:
         """A reader goes. When it was the last, nobody waits for the engine."""
         self._readers.discard(reader)
         if not self._readers and self.phase in (Phase.PREPARING, Phase.RUNNING, Phase.ENDED):
+            self.was_left = True
             self.stop(why)
         self._changed.set()
 
@@ -176,8 +213,8 @@ class Generation:
         if self._stop is not None or self.phase in (Phase.SETTLING, Phase.SETTLED, Phase.REFUSED):
             return
         self._stop = why
-        if self._ticket is not None and self.phase is Phase.PREPARING:
-            self._world.gate.leave(self._ticket)
+        if self.phase is Phase.PREPARING:
+            self._admission.stop()
         if self._in_engine and self.phase is Phase.RUNNING:
             self._abort()
 
@@ -254,15 +291,14 @@ class Generation:
                 return
             # Ended is what callers go by: then everything is durable.
             await self._world.spool.durable()
-            self.failure = _failure_of(end)
+            self.failure = failure_of(end)
             self.phase = Phase.ENDED
-            # The engine has room again, however long the callers take to read.
-            self._leave_gate()
+            # However long the callers take to read.
+            self._admission.leave_gate()
             end = await self._handed_over(end)
             await self._settle(end)
         finally:
-            self._leave_gate()
-            self._world.spool.release(self._reserved_bytes)
+            self._admission.close()
             self._span.end()
             self.done.set()
             self._wake()
@@ -275,52 +311,18 @@ class Generation:
         wanted = spec.sampling.max_tokens if spec.sampling.HasField("max_tokens") else room
         max_tokens = min(wanted, room)
         choices = spec.sampling.n or 1
-        self._not_stopped()
-        self._ticket = self._world.gate.ask(
+        await self._admission.turn(
             self.order.caller.account_id,
             choices,
             self.prompt_tokens + choices * max_tokens,
             yields=self.order.service_tier == BATCH_TIER,
         )
-        await self._world.gate.turn(self._ticket)
-        self._not_stopped()
         size = REQUEST_BYTES + choices * max_tokens * TOKEN_BYTES
-        if not self._world.spool.reserve(size):
-            raise errors.Unavailable(
-                "the usage spool is full: nothing may be generated that cannot be recorded",
-                reason="SPOOL_FULL",
-                retry_after_ms=1_000,
-            )
-        self._reserved_bytes = size
-        self._hold_id = await self._world.credit.hold(self._cost(choices * max_tokens))
-        self._not_stopped()
+        await self._admission.hold(
+            size, self.order.cost(self.prompt_tokens, choices * max_tokens, self._accepted_us)
+        )
         self._begin(choices)
         return prompt, max_tokens
-
-    def _leave_gate(self) -> None:
-        if self._ticket is not None:
-            self._world.gate.leave(self._ticket)
-
-    def _not_stopped(self) -> None:
-        if self._stop is not None:
-            raise errors.Unavailable("stopped before it began", reason="STOPPED")
-
-    def _cost(self, max_output_tokens: int) -> Request:
-        """What the request may cost at the most."""
-        caller, target = self.order.caller, self.order.target
-        return Request(
-            account_id=caller.account_id,
-            project_id=caller.project_id,
-            key_id=caller.key_id,
-            event_id=self.order.request_id,
-            served_model=target.served_name,
-            base_model=target.base_name,
-            adapter=target.adapter,
-            service_tier=self.order.service_tier,
-            input_tokens=self.prompt_tokens,
-            max_output_tokens=max_output_tokens,
-            event_time_us=self._accepted_us,
-        )
 
     def _begin(self, choices: int) -> None:
         self.tally = Tally(self.prompt_tokens, choices)
@@ -346,20 +348,8 @@ class Generation:
         self._wake()
 
     def _template(self) -> usage.UsageEvent:
-        target = self.order.target
-        return usage.UsageEvent(
-            event_id=self.order.request_id,
-            account_id=self.order.caller.account_id,
-            project_id=self.order.caller.project_id,
-            key_id=self.order.caller.key_id,
-            hold_id=self._hold_id,
-            served_model=target.served_name,
-            base_model=target.base_name,
-            adapter=target.adapter,
-            provenance=self.order.provenance,
-            service_tier=self.order.service_tier,
-            event_time=timestamp_of(self._accepted_us),
-            engine_id=self._world.engine_id,
+        return self.order.template(
+            self._admission.hold_id, self._world.engine_id, self._accepted_us
         )
 
     def _engine_request_id(self) -> str:
@@ -460,7 +450,7 @@ class Generation:
     async def _settle(self, end: End) -> None:
         world, order = self._world, self.order
         event = complete(
-            usage.UsageEvent.FromString(self._template().SerializeToString()),
+            self._template(),
             self.tally,
             end,
             self._first_token_us,
@@ -480,7 +470,7 @@ class Generation:
                 request_id=order.request_id,
                 body_digest=order.body_digest,
                 engine_id=world.engine_id,
-                output_tokens=output_tokens_of(event.quantities),
+                output_tokens=metered_tokens_of(event.quantities),
                 event=data,
                 log=log_name,
                 results=self._results(),
@@ -489,7 +479,7 @@ class Generation:
         )
         self._describe(event)
         await world.spool.durable()
-        world.credit.settled(self._hold_id)
+        self._admission.settled()
         self.summary = summary_of(event, log_name)
         self.phase = Phase.SETTLED
 
@@ -522,13 +512,13 @@ class Generation:
         )
 
     def _refuse(self, error: errors.TollbookError) -> None:
-        if self._hold_id:
-            self._world.credit.release(self.order.caller.account_id, self._hold_id)
+        self._admission.refused(self.order.caller.account_id)
         self.refusal = error
         self.phase = Phase.REFUSED
 
 
-def _failure_of(end: End) -> errors.TollbookError | None:
+def failure_of(end: End) -> errors.TollbookError | None:
+    """What a caller is told of an end that was not its own."""
     match end:
         case End.ENGINE_FAILED:
             return errors.Internal("the engine failed on this request", reason="ENGINE_FAILED")
@@ -694,9 +684,20 @@ class Reader:
     def _check_whole(self, cursors: list[int]) -> None:
         """A caller that was cut off must not believe that it has the whole answer."""
         generation = self._generation
-        if any(cursor < generation.durable_chunks(choice) for choice, cursor in enumerate(cursors)):
+        if not any(
+            cursor < generation.durable_chunks(choice) for choice, cursor in enumerate(cursors)
+        ):
+            return
+        if generation.was_left:
+            # It had been stopped for others who left, before this caller came to it.
             raise errors.Unavailable(
-                "the answer was not read in time; ask again under the same id for what was read",
-                reason="SLOW_READER",
+                "this request was being ended because its callers had left; ask again under the"
+                " same id for what they were given, or under a new id for an answer",
+                reason="ENDING",
                 retry_after_ms=1_000,
             )
+        raise errors.Unavailable(
+            "the answer was not read in time; ask again under the same id for what was read",
+            reason="SLOW_READER",
+            retry_after_ms=1_000,
+        )

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from inference.adapters.spool import Spool
 from inference.app.streams import Streams
+from inference.domain.counting import metered_tokens_of
 from inference.domain.event import complete
 from inference.domain.journal import OpenRequest, count_of
 from inference.domain.outcome import End
@@ -66,7 +67,7 @@ def settle_orphan(spool: Spool, streams: Streams, orphan: OpenRequest, clock: Cl
             request_id=started.request_id,
             body_digest=started.body_digest,
             engine_id=template.engine_id,
-            output_tokens=orphan.tally.output_tokens,
+            output_tokens=metered_tokens_of(event.quantities),
             event=data,
             log=usage_log(outbound.partition),
             results=orphan.results(),

@@ -10,12 +10,19 @@ import asyncio
 import hashlib
 import hmac
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import structlog
 
+from inference.app.embedding import (
+    Embedding,
+    EmbeddingReader,
+    answer_of_vectors,
+    ended_unread,
+    vectors_of,
+)
 from inference.app.generation import Caller, Generation, Order, Reader, World
 from inference.app.shelf import Served, Shelf
 from inference.domain.event import body_digest, summary_of
@@ -35,6 +42,9 @@ MAX_COUNTS: Final = 64
 MAX_ACCOUNT_COUNTS: Final = 16
 # How long an aborted request may take to settle at a shutdown.
 ABORT_MS: Final = 5_000
+
+
+Spec = TypeVar("Spec")
 
 
 class Requests:
@@ -59,7 +69,7 @@ class Requests:
         self._max_account_requests = max_account_requests
         self._by_account: Counter[str] = Counter()
         self._counts: Counter[str] = Counter()
-        self._live: dict[tuple[str, str], Generation] = {}
+        self._live: dict[tuple[str, str], Generation | Embedding] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed: errors.Unavailable | None = errors.Unavailable(
             "the engine is starting", reason="STARTING", retry_after_ms=2_000
@@ -81,8 +91,8 @@ class Requests:
         return self._by_model[name]
 
     def in_flight(self) -> tuple[int, int]:
-        """(requests not settled, their output tokens so far)."""
-        return len(self._live), sum(live.output_tokens for live in self._live.values())
+        """(requests not settled, the engine's tokens of them so far)."""
+        return len(self._live), sum(live.counted_tokens for live in self._live.values())
 
     def find(
         self, caller: Caller, spec: inference.GenerationSpec, service_tier: str = ""
@@ -93,15 +103,67 @@ class Requests:
         Errors: NotFound (model), AlreadyExists (other body), Unavailable.
         """
         digest = body_digest(spec)
-        request_id = spec.request_id or new_id("req")
-        key = (caller.account_id, request_id)
+        key = (caller.account_id, spec.request_id or new_id("req"))
         if (live := self._live.get(key)) is not None:
-            _same_body(request_id, digest, live.order.body_digest)
-            return self._attach(live)
-        if (replay := self._world.spool.journal.replays.get(key)) is not None:
-            _same_body(request_id, digest, replay.body_digest)
-            return self._settled(key)
-        served = self.model(caller, spec.model)
+            _same_body(key[1], digest, live.order.body_digest)
+            # The digest tells the kinds apart.
+            return self._attach(live)  # type: ignore[return-value]
+        if (settled := self._replayed(key, digest)) is not None:
+            return settled
+        served = self._place_for(caller, spec.model)
+        if self._world.engine.capabilities().embeds:
+            raise errors.Unimplemented(
+                f"model {spec.model!r} gives embeddings and generates no text",
+                reason="MODEL_CANNOT_GENERATE",
+                metadata={"model": spec.model[:256]},
+            )
+        generation = Generation(
+            self._world, self._order(key, caller, spec, digest, served, service_tier)
+        )
+        reader = generation.reader()
+        self._begin(key, generation, generation.run())
+        return reader
+
+    def embed(
+        self, caller: Caller, request: inference.EmbedRequest, service_tier: str = ""
+    ) -> EmbeddingReader | Settled:
+        """The same for vectors.
+
+        Errors: as `find`, and Unimplemented, of a model that generates.
+        """
+        digest = body_digest(request)
+        key = (caller.account_id, request.request_id or new_id("req"))
+        if (live := self._live.get(key)) is not None:
+            _same_body(key[1], digest, live.order.body_digest)
+            return self._attach(live)  # type: ignore[return-value]
+        if (settled := self._replayed(key, digest)) is not None:
+            return settled
+        served = self._place_for(caller, request.model)
+        if not self._world.engine.capabilities().embeds:
+            raise errors.Unimplemented(
+                f"model {request.model!r} generates text and gives no embeddings, and no model"
+                " served here does",
+                reason="MODEL_CANNOT_EMBED",
+                metadata={"model": request.model[:256]},
+            )
+        embedding = Embedding(
+            self._world, self._order(key, caller, request, digest, served, service_tier)
+        )
+        reader = embedding.reader()
+        self._begin(key, embedding, embedding.run())
+        return reader
+
+    def _replayed(self, key: tuple[str, str], digest: bytes) -> Settled | None:
+        """The settled answer, where there is one. Errors: AlreadyExists (other body)."""
+        replay = self._world.spool.journal.replays.get(key)
+        if replay is None:
+            return None
+        _same_body(key[1], digest, replay.body_digest)
+        return self._settled(key)
+
+    def _place_for(self, caller: Caller, name: str) -> Served:
+        """What serves a model, where there is room. Errors: NotFound, Unavailable."""
+        served = self.model(caller, name)
         if len(self._live) >= self._max_requests:
             raise errors.Unavailable(
                 f"{self._max_requests} requests are under way", reason="QUEUE_FULL"
@@ -111,7 +173,7 @@ class Requests:
                 f"{self._max_account_requests} requests of this account are under way",
                 reason="ACCOUNT_QUEUE_FULL",
             )
-        return self._begin(key, caller, spec, digest, served, service_tier)
+        return served
 
     def model(self, caller: Caller, name: str) -> Served:
         """What serves a name to a caller. Errors: Unavailable (not yet, or no more), NotFound."""
@@ -119,15 +181,6 @@ class Requests:
         if self._closed is not None:
             raise self._closed
         return self._shelf.find(name, caller.account_id, caller.project_id)
-
-    def cannot_embed(self, caller: Caller, name: str) -> errors.TollbookError:
-        """Why a served model gives no vectors. Errors: as `model`."""
-        self.model(caller, name)
-        return errors.Unimplemented(
-            f"model {name!r} generates text and gives no embeddings, and no model served here does",
-            reason="MODEL_CANNOT_EMBED",
-            metadata={"model": name[:256]},
-        )
 
     async def count(self, caller: Caller, spec: inference.GenerationSpec) -> int:
         """Tokens of the prompt, as a run of the request would render and count it.
@@ -149,16 +202,16 @@ class Requests:
             _less(self._counts, caller.account_id)
         return len(prompt.token_ids)
 
-    def _begin(
+    def _order(
         self,
         key: tuple[str, str],
         caller: Caller,
-        spec: inference.GenerationSpec,
+        spec: Spec,
         digest: bytes,
         served: Served,
         service_tier: str,
-    ) -> Reader:
-        order = Order(
+    ) -> Order[Spec]:
+        return Order(
             caller=caller,
             request_id=key[1],
             spec=spec,
@@ -168,19 +221,28 @@ class Requests:
             cache_salt=self._salt_of(caller.account_id),
             service_tier=service_tier,
         )
-        generation = Generation(self._world, order)
-        reader = generation.reader()
-        self._live[key] = generation
+
+    def _begin(
+        self,
+        key: tuple[str, str],
+        live: Generation | Embedding,
+        run: Coroutine[Any, Any, None],
+    ) -> None:
+        self._live[key] = live
         self._by_account[key[0]] += 1
-        self._by_model[served.target.served_name] += 1
-        task = asyncio.create_task(self._run(key, generation), name=f"generation {key[1]}")
+        self._by_model[live.order.target.served_name] += 1
+        task = asyncio.create_task(self._run(key, live, run), name=f"request {key[1]}")
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        return reader
 
-    async def _run(self, key: tuple[str, str], generation: Generation) -> None:
+    async def _run(
+        self,
+        key: tuple[str, str],
+        live: Generation | Embedding,
+        run: Coroutine[Any, Any, None],
+    ) -> None:
         try:
-            await generation.run()
+            await run
         except Exception as error:
             # Without its settlement the count is wrong until the spool is read again.
             log.exception("a request broke", request=key[1])
@@ -189,10 +251,10 @@ class Requests:
         finally:
             del self._live[key]
             _less(self._by_account, key[0])
-            _less(self._by_model, generation.order.target.served_name)
+            _less(self._by_model, live.order.target.served_name)
             self.on_end()
 
-    def _attach(self, live: Generation) -> Reader:
+    def _attach(self, live: Generation | Embedding) -> Reader | EmbeddingReader:
         if live.readers >= MAX_READERS:
             raise errors.Unavailable(
                 f"{MAX_READERS} callers listen to this request", reason="TOO_MANY_READERS"
@@ -285,6 +347,15 @@ def answer_of(record: Settled) -> Answer:
         for index, result in enumerate(record.results)
     )
     return Answer(record.request_id, summary.prompt_tokens, choices, summary, failure)
+
+
+def embedded_of(record: Settled) -> tuple[inference.EmbedResponse, errors.TollbookError | None]:
+    """A settled embedding's answer, and why it is none."""
+    event = usage.UsageEvent.FromString(record.event)
+    summary = summary_of(event, record.log)
+    vectors = vectors_of(record.results)
+    response = answer_of_vectors(record.request_id, vectors, summary, replayed=True)
+    return response, None if vectors else ended_unread()
 
 
 def messages_of(answer: Answer) -> list[inference.GenerateResponse]:

@@ -21,7 +21,7 @@ MAX_ERRORS: Final = 20
 MAX_ATTEMPTS: Final = 8
 WINDOW: Final = "24h"
 WINDOW_S: Final = 24 * 60 * 60
-ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions")
+ENDPOINTS: Final = ("/v1/chat/completions", "/v1/completions", "/v1/embeddings")
 
 VALIDATING: Final = "validating"
 IN_PROGRESS: Final = "in_progress"
@@ -72,6 +72,9 @@ class Sums:
         self.completed += 1
         usage = line["response"]["body"]["usage"]
         self.input_tokens += usage["prompt_tokens"]
+        if "completion_tokens" not in usage:
+            # Of an embedding, which has no more to it.
+            return
         self.cached_tokens += usage["prompt_tokens_details"]["cached_tokens"]
         self.output_tokens += usage["completion_tokens"]
         self.reasoning_tokens += usage["completion_tokens_details"]["reasoning_tokens"]

@@ -105,6 +105,11 @@ class Tally:
         return sum(len(choice.token_ids) for choice in self.choices)
 
     @property
+    def made_tokens(self) -> int:
+        """What the engine made: the same."""
+        return self.output_tokens
+
+    @property
     def undelivered_tokens(self) -> int:
         """Of these, not handed over."""
         return self.output_tokens - sum(choice.delivered_tokens for choice in self.choices)
@@ -159,11 +164,21 @@ def output_digest(choices: Iterable[Sequence[int]]) -> bytes:
 
 
 def output_tokens_of(quantities: Iterable[usage.Quantity]) -> int:
-    """Output tokens in a settled event's leaves: what conservation is summed from."""
+    """Output tokens in a settled event's leaves."""
     return sum(
         leaf.amount
         for leaf in quantities
         if leaf.unit == usage.UNIT_TOKEN and leaf.direction == usage.DIRECTION_OUT
+    )
+
+
+def metered_tokens_of(quantities: Iterable[usage.Quantity]) -> int:
+    """What an engine's counter has of an event: its output tokens, or those that it embedded."""
+    return sum(
+        leaf.amount
+        for leaf in quantities
+        if leaf.unit == usage.UNIT_TOKEN
+        and (leaf.direction == usage.DIRECTION_OUT or leaf.token_kind == usage.TOKEN_KIND_EMBEDDING)
     )
 
 

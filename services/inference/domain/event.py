@@ -12,6 +12,7 @@ import hashlib
 from typing import Final
 
 from inference.domain.counting import Tally, input_tokens_of, output_tokens_of
+from inference.domain.embedding import EmbeddingTally
 from inference.domain.outcome import OURS, End, finish_reason_of, outcome_of
 from kernel.clock import timestamp_of
 from tollbook.inference.v1 import inference_pb2 as inference
@@ -21,21 +22,23 @@ from tollbook.usage.v1 import usage_pb2 as usage
 BATCH_TIER: Final = "batch"
 
 
-def body_digest(spec: inference.GenerationSpec) -> bytes:
+def body_digest(spec: inference.GenerationSpec | inference.EmbedRequest) -> bytes:
     """SHA-256 of a request without its id: tells the same request from another one.
 
     Compared only with digests of this service, so this process's own
-    deterministic serialization is canonical enough.
+    deterministic serialization is canonical enough. Of embeddings the kind goes before it: two
+    messages of different kinds may have the same bytes.
     """
-    body = inference.GenerationSpec()
-    body.CopyFrom(spec)
+    body = type(spec)()
+    body.CopyFrom(spec)  # type: ignore[arg-type]
     body.ClearField("request_id")
-    return hashlib.sha256(body.SerializeToString(deterministic=True)).digest()
+    kind = b"" if isinstance(spec, inference.GenerationSpec) else b"embed\n"
+    return hashlib.sha256(kind + body.SerializeToString(deterministic=True)).digest()
 
 
 def complete(
     template: usage.UsageEvent,
-    tally: Tally,
+    tally: Tally | EmbeddingTally,
     end: End,
     first_token_us: int,
     end_us: int,
@@ -49,7 +52,7 @@ def complete(
         # It is run again by the service and not by the caller, who is to pay one prompt.
         for leaf in event.quantities:
             leaf.undelivered_amount = leaf.amount
-    event.outcome = outcome_of(end, tally.output_tokens)  # type: ignore[assignment]
+    event.outcome = outcome_of(end, tally.made_tokens)  # type: ignore[assignment]
     reasons = [choice.finish_reason for choice in tally.choices]
     event.finish_reason = finish_reason_of(reasons)  # type: ignore[assignment]
     if first_token_us:

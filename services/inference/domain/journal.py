@@ -14,8 +14,10 @@ from dataclasses import dataclass, field
 from typing import Final
 
 from inference.domain import records
+from inference.domain.claims import NO_DOUBT
 from inference.domain.conservation import EngineBook
 from inference.domain.counting import Tally
+from inference.domain.embedding import NO_CHOICES, EmbeddingTally
 
 # An answer is kept for whoever asks again until its segment goes, or this many came after it.
 MAX_REPLAYS: Final = 100_000
@@ -42,7 +44,7 @@ class OpenRequest:
 
     started: records.Started
     ref: Ref
-    tally: Tally
+    tally: Tally | EmbeddingTally
     texts: list[list[str]]
     first_token_us: int = 0
 
@@ -99,6 +101,8 @@ class Journal:
         match record:
             case records.Progress():
                 self._progress(record)
+            case records.Embedded():
+                self._embedded(record)
             case records.Started():
                 self._started(record, ref)
             case records.Settled():
@@ -165,15 +169,30 @@ class Journal:
         self.open[record.serial] = OpenRequest(
             record,
             ref,
-            Tally(record.prompt_tokens, record.choices),
+            EmbeddingTally(record.prompt_tokens)
+            if record.choices == NO_CHOICES
+            else Tally(record.prompt_tokens, record.choices),
             [[] for _ in range(record.choices)],
         )
+
+    def _embedded(self, record: records.Embedded) -> None:
+        entry = self.open.get(record.serial)
+        if entry is None and record.serial < self.first_serial:
+            return
+        if entry is None or not isinstance(entry.tally, EmbeddingTally):
+            raise Contradiction(f"vectors of a request {record.serial} that is not running")
+        entry.tally.add(record.tokens, NO_DOUBT)
+        entry.first_token_us = entry.first_token_us or record.at_us
 
     def _progress(self, record: records.Progress) -> None:
         entry = self.open.get(record.serial)
         if entry is None and record.serial < self.first_serial:
             return
-        if entry is None or not 0 <= record.choice < entry.started.choices:
+        if (
+            entry is None
+            or isinstance(entry.tally, EmbeddingTally)
+            or not 0 <= record.choice < entry.started.choices
+        ):
             raise Contradiction(f"progress of a request {record.serial} that is not running")
         total = entry.tally.add(record.choice, record.token_ids)
         if total != record.total_tokens:

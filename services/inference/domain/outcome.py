@@ -23,11 +23,13 @@ class End(Enum):
 OURS: Final = frozenset({End.ENGINE_FAILED, End.ENGINE_LOST, End.DRAINED})
 
 
-def outcome_of(end: End, output_tokens: int) -> int:
-    """The usage.Outcome; a function of both alone, so that a restart decides alike."""
+def outcome_of(end: End, made_tokens: int) -> int:
+    """The usage.Outcome, of tokens generated or embedded; a function of both alone, so that a
+    restart decides alike.
+    """
     match end:
         case End.ENGINE_FINISHED:
-            return usage.OUTCOME_COMPLETE if output_tokens else usage.OUTCOME_EMPTY
+            return usage.OUTCOME_COMPLETE if made_tokens else usage.OUTCOME_EMPTY
         case End.CALLER_LEFT:
             return usage.OUTCOME_CLIENT_ABORT
         case End.DEADLINE:
@@ -37,7 +39,7 @@ def outcome_of(end: End, output_tokens: int) -> int:
         case End.ENGINE_FAILED | End.DRAINED:
             return (
                 usage.OUTCOME_ERROR_MID_STREAM
-                if output_tokens
+                if made_tokens
                 else usage.OUTCOME_ERROR_BEFORE_FIRST_TOKEN
             )
 

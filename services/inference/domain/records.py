@@ -22,7 +22,7 @@ class Started:
     """A request was admitted.
 
     `template`: the serialized UsageEvent with everything that is known before
-    generation. `serial` is unique in the spool.
+    generation. `serial` is unique in the spool. `choices` is 0 where vectors are made.
     """
 
     serial: int
@@ -54,6 +54,15 @@ class Progress:
     at_us: int
     token_ids: Sequence[int]
     text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Embedded:
+    """Vectors came of inputs of so many tokens."""
+
+    serial: int
+    tokens: int
+    at_us: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +102,11 @@ class Outbound:
 
 @dataclass(frozen=True, slots=True)
 class ChoiceResult:
-    """What a choice came to, for whoever asks again."""
+    """What a choice came to, for whoever asks again.
+
+    Of an embedding one for each input: a vector's components as the bits of IEEE 754's binary32
+    in the place of ids.
+    """
 
     token_ids: Sequence[int]
     text: str
@@ -105,7 +118,8 @@ class Settled:
     """A request's one event, and its result.
 
     One record and not two: the event on its way and the request's end are
-    either both here or neither.
+    either both here or neither. `output_tokens`: what the engine's counter has of it, generated
+    or embedded.
     """
 
     serial: int
@@ -171,4 +185,6 @@ class Snapshot:
     engines: Sequence[EnginePlace] = field(default_factory=tuple)
 
 
-Record = Booted | Started | Progress | Withdrawn | Settled | Noted | Closed | Acked | Snapshot
+Record = (
+    Booted | Started | Progress | Embedded | Withdrawn | Settled | Noted | Closed | Acked | Snapshot
+)

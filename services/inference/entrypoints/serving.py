@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import grpc.aio
 import structlog
-from tokenizers import Tokenizer
 
 from inference.adapters.adapter_service import AdapterService
 from inference.adapters.batch_lines import Lines
@@ -177,9 +176,7 @@ class Service:
     ) -> int:
         settings = self._settings
         keys = Keys(channel, self._clock)
-        service = InferenceService(
-            requests, keys, books, self._shelf, self._engine.capabilities().context_tokens
-        )
+        service = InferenceService(requests, keys, books, self._shelf, self._engine.capabilities())
         name = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
         names = [name]
         if settings.admin_secret_digest:
@@ -240,21 +237,12 @@ class Service:
         if not settings.http_address:
             await closing.wait()
             return
-        # It takes a second for a large vocabulary, in which nobody else is to wait.
-        tokenizer = await asyncio.to_thread(
-            Tokenizer.from_file, str(settings.model / "tokenizer.json")
-        )
-
-        def encode(text: str) -> list[int]:
-            ids: list[int] = tokenizer.encode(text).ids
-            return ids
-
         guard = Guard(keys)
         store = await asyncio.to_thread(BatchStore, settings.spool_dir / "batches")
         parser = None
         if settings.tool_parser:
             parser = await asyncio.to_thread(CallParser, settings.tool_parser, settings.model)
-        bodies = Bodies(encode, parser)
+        bodies = Bodies(self._engine.encode, parser)
         lines = Lines(bodies, self._clock)
         places = yielded_places(settings.engine_requests)
         runner = BatchRunner(store, requests, keys, self._clock, places, lines.read, lines.tell)

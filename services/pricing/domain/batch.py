@@ -22,7 +22,7 @@ import numpy.typing as npt
 from kernel.clock import us_of
 from pricing.domain.catalogue import Catalogue, Priced
 from pricing.domain.charges import Charges
-from pricing.domain.dimensions import LeafKey, leaf_key
+from pricing.domain.dimensions import EMBEDDING, LeafKey, leaf_key
 from pricing.domain.events import (
     MAX_QUANTITY,
     UnusableLeafError,
@@ -408,10 +408,10 @@ class _Run:
     def _count(self, group: _Group, totals: Totals, key: LeafKey, amount: int) -> None:
         if key.unit != "token":
             return
+        if group.engine_id and (key.direction == "out" or key.token_kind == EMBEDDING):
+            self.effects.engine_of(group.engine_id).event_tokens += amount
         if key.direction == "out":
             totals.output_tokens += amount
-            if group.engine_id:
-                self.effects.engine_of(group.engine_id).event_tokens += amount
         elif key.direction == "in":
             if key.cache_use == "read":
                 totals.cached_tokens += amount

@@ -27,6 +27,8 @@ OUTCOMES: Final = _words(usage.Outcome, "OUTCOME_")
 UNIT_BY_WORD: Final = {word: number for number, word in UNITS.items() if number}
 OUTCOME_BY_WORD: Final = {word: number for number, word in OUTCOMES.items() if number}
 
+EMBEDDING: Final = TOKEN_KINDS[usage.TOKEN_KIND_EMBEDDING]
+"""A kind of input token that the engine's own counter is of."""
 STANDARD_TIER: Final = "standard"
 ANY: Final = "any"
 """In a card's YAML, for service_tier: this line is for every tier."""

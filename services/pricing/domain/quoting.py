@@ -12,7 +12,7 @@ from collections.abc import Iterable
 from typing import Final, NamedTuple
 
 from pricing.domain.catalogue import Catalogue, Priced
-from pricing.domain.dimensions import Context, LeafKey
+from pricing.domain.dimensions import EMBEDDING, Context, LeafKey
 from pricing.domain.prices import fixed_pico
 
 _PLAIN_IN: Final = LeafKey("token", "in", "text", "none", "default", "plain", "")
@@ -26,6 +26,8 @@ INPUT_LEAVES: Final = (
     ),
 )
 """What a prompt token may be charged as: the engine's cache decides."""
+EMBEDDING_LEAVES: Final = (_PLAIN_IN._replace(token_kind=EMBEDDING), *INPUT_LEAVES)
+"""What a token of a request that can have no output may be charged as."""
 OUTPUT_LEAVES: Final = (_PLAIN_OUT, _PLAIN_OUT._replace(token_kind="reasoning"))  # noqa: S106 - a kind of token
 """What an output token may be charged as."""
 
@@ -52,7 +54,7 @@ def quote(bound: Bound, account_id: str, currency: str, catalogue: Catalogue) ->
     amount_pico = 0
     unpriced = False
     for tokens, leaves in (
-        (bound.input_tokens, INPUT_LEAVES),
+        (bound.input_tokens, INPUT_LEAVES if bound.output_tokens else EMBEDDING_LEAVES),
         (bound.output_tokens, OUTPUT_LEAVES),
     ):
         if not tokens:

@@ -162,9 +162,10 @@ _ADVICE_BY_REASON: Final = {
     "NO_CREDIT": "Ask with fewer max_tokens, or when the account has credit.",
     "SPEND_LIMIT": "Ask with fewer max_tokens, or when the limit that is named allows it.",
     "SLOW_READER": "Read faster; the same request id gives what was read.",
+    "ENDING": "Its callers had left: the same id gives what they were given, a new one runs.",
     "CUT_STREAM": _SAME_ID,
 }
-_OWN_ADVICE_WHEN_SETTLED: Final = frozenset({"SLOW_READER"})
+_OWN_ADVICE_WHEN_SETTLED: Final = frozenset({"SLOW_READER", "ENDING"})
 _ADVICE_BY_CODE: Final = {
     grpc.StatusCode.INVALID_ARGUMENT: _CHANGE,
     grpc.StatusCode.UNAUTHENTICATED: "Give the secret of a key that is not revoked.",

@@ -7,7 +7,7 @@ two tokens, go on after an abort.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from inference.app.generation import Caller, World
 from inference.app.requests import Requests
 from inference.app.shelf import Served, Shelf
 from inference.app.streams import Streams
+from inference.domain.claims import NO_DOUBT, Doubt
 from inference.domain.records import Booted
 from kernel import errors, telemetry
 from kernel.clock import SystemClock
@@ -49,6 +50,12 @@ class ScriptedEngine:
         self.rendering = asyncio.Event()
         self.rendering.set()
         self.runs = 0
+        # Of one that embeds.
+        self.vector_size = 0
+        self.embedding: port.EmbedJob | None = None
+        self.vectors: asyncio.Queue[port.Vectors | Exception | None] = asyncio.Queue()
+        self.told_to_stop = asyncio.Event()
+        self.taken = asyncio.Event()
 
     async def start(self) -> int:
         return 0
@@ -57,7 +64,9 @@ class ScriptedEngine:
         pass
 
     def capabilities(self) -> port.Capabilities:
-        return port.Capabilities(context_tokens=CONTEXT, adapters=False)
+        return port.Capabilities(
+            context_tokens=CONTEXT, adapters=False, vector_size=self.vector_size
+        )
 
     def counters(self) -> port.Counters:
         return port.Counters(self.generation_tokens, 0)
@@ -82,7 +91,39 @@ class ScriptedEngine:
             if isinstance(event, port.Ended):
                 return
 
+    async def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+    def check_ids(self, token_ids: Sequence[int], field: str) -> None:
+        if max(token_ids) > 1_000:
+            raise errors.InvalidArgument.of_field(field, "unknown id")
+
+    def check_dimensions(self, dimensions: int) -> None:
+        if dimensions > self.vector_size:
+            raise errors.InvalidArgument.of_field("dimensions", "too many")
+
+    async def embed(self, job: port.EmbedJob) -> AsyncIterator[port.Vectors]:
+        self.embedding = job
+        self.runs += 1
+        self.arrived.set()
+        while (some := await self.vectors.get()) is not None:
+            if isinstance(some, Exception):
+                raise some
+            yield some
+            self.taken.set()
+
+    def give(self, first: int, values: list[bytes], doubt: Doubt = NO_DOUBT) -> None:
+        """Hand out vectors, and count their inputs."""
+        job = self.embedding
+        assert job is not None
+        tokens = sum(map(len, job.inputs[first : first + len(values)]))
+        self.generation_tokens += tokens + doubt.beyond_tokens
+        self.vectors.put_nowait(port.Vectors(first, values, tokens, doubt))
+
     async def abort(self, engine_request_id: str) -> None:
+        if self.vector_size:
+            self.told_to_stop.set()
+            return
         self.running[engine_request_id].aborted.set()
 
     async def add_adapter(self, name: str, path: str) -> None:

@@ -226,9 +226,18 @@ def test_nobody_has_anothers_files_or_batches_and_each_has_a_bound(
         with pytest.raises(errors.NotFound):
             ask()
     with pytest.raises(errors.FailedPrecondition, match="cancel"):
-        store.delete_file(store.file("acct", "in"))
+        store.forget_file(store.file("acct", "in"))
     batch.status = batches.COMPLETED
-    store.delete_file(store.file("acct", "in"))
+    with (
+        store.reading("in"),
+        pytest.raises(errors.FailedPrecondition, match="batch under way reads it"),
+    ):
+        store.forget_file(store.file("acct", "in"))
+    file = store.file("acct", "in")
+    store.forget_file(file)
+    with pytest.raises(errors.NotFound):
+        store.file("acct", "in")
+    store.erase(file)
     for number in range(1, 6):
         store.room_for_batch("acct")
         made = batch_of(f"b{number}", batches.COMPLETED)
@@ -243,6 +252,10 @@ def test_nobody_has_anothers_files_or_batches_and_each_has_a_bound(
 
 
 # Running --------------------------------------------------------------------------------
+
+
+async def one_id(text: str) -> list[int]:
+    return [1]
 
 
 class OneKey:
@@ -271,7 +284,7 @@ class House:
         self.made: Bench = bench(folder / "spool")
         self.store = BatchStore(folder / "batches")
         self.keys = OneKey()
-        lines = Lines(Bodies(lambda text: [1], None), SystemClock())
+        lines = Lines(Bodies(one_id, None), SystemClock())
         keys: Any = self.keys
         self.runner = BatchRunner(
             self.store, self.made.requests, keys, SystemClock(), places, lines.read, lines.tell

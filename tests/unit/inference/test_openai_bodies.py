@@ -12,7 +12,12 @@ from inference.adapters.openai_bodies import Bodies
 from kernel import errors
 from kernel.clock import SystemClock
 
-BODIES = Bodies(lambda text: [len(text)], None)
+
+async def letters(text: str) -> list[int]:
+    return [len(text)]
+
+
+BODIES = Bodies(letters, None)
 TOOL = {"type": "function", "function": {"name": "look"}}
 
 

@@ -198,7 +198,7 @@ def test_cut_at_every_byte_every_whole_record_before_the_cut_is_there(
         spool = await opened(path)
         streams = Streams(spool.journal, "p/boot2", 4)
         assert set(spool.journal.open) == set(expected.open)
-        orphan_tokens = sum(entry.tally.output_tokens for entry in expected.open.values())
+        orphan_tokens = sum(entry.tally.made_tokens for entry in expected.open.values())
         before = sum(book.settled_tokens for book in expected.engines.values())
         recover(spool, streams, "p/boot2", SystemClock())
         await spool.durable()
@@ -380,7 +380,7 @@ async def test_a_long_request_keeps_its_segment(tmp_path: Path) -> None:
     await spool.close()
     again = await opened(tmp_path)
     assert list(again.journal.open) == [0]
-    assert again.journal.open[0].tally.output_tokens == 1
+    assert again.journal.open[0].tally.made_tokens == 1
     await again.close()
 
 

@@ -285,3 +285,44 @@ def test_a_quote_says_when_something_has_no_price() -> None:
     bound = quoting.Bound(context, 10, 5, make.T0_US)
     assert quoting.quote(bound, "acme", "USD", catalogue) == quoting.Quote(10 * 150_000, True)
     assert not quoting.quote(bound._replace(output_tokens=0), "acme", "USD", catalogue).unpriced
+
+
+def test_what_is_embedded_is_held_charged_and_counted_against_the_engine() -> None:
+    """By its own price where a card has one, by that of any input where not."""
+    own = make.CARD + (
+        "  - {id: embed, match: {model: tiny, direction: in, cache_use: none,"
+        " token_kind: embedding},"
+        " per: 1_000_000, price: 7.00}\n"
+    )
+    charged = {}
+    for name, text in (("plain", make.CARD), ("own", own)):
+        projection = Projection()
+        projection.apply_control(0, make.account(0))
+        projection.apply_control(1, make.card(1, text))
+        event = usage.UsageEvent(
+            event_id="e",
+            account_id="acme",
+            served_model="tiny",
+            outcome=usage.OUTCOME_COMPLETE,
+            event_time=timestamp_of(make.T0_US),
+            engine_id="engine",
+        )
+        event.quantities.add(
+            unit=usage.UNIT_TOKEN,
+            direction=usage.DIRECTION_IN,
+            token_kind=usage.TOKEN_KIND_EMBEDDING,
+            amount=1_000,
+        )
+        record = usage.UsageRecord(stream_id="s", usage_event=event.SerializeToString())
+        effects = projection.apply_usage(
+            "usage-0", 0, 2, [make.entry(record.SerializeToString(), 0)]
+        )
+        charged[name] = sum(posting.amount_pico for posting in effects.postings)
+        context = Context("tiny", "tiny", "", "standard", "")
+        bound = quoting.Bound(context, 1_000, 0, make.T0_US)
+        found = quoting.quote(bound, "acme", "USD", projection.control.catalogue(2))
+        assert found.amount_pico >= charged[name] > 0
+        assert not found.unpriced
+        assert effects.engines["engine"].event_tokens == 1_000
+    assert charged["own"] == 1_000 * 7_000_000
+    assert charged["plain"] < charged["own"]

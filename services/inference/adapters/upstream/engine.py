@@ -13,10 +13,8 @@ in it are then over (EngineLost), later ones are refused until it answers again.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import gc
-import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -25,22 +23,19 @@ import httpx
 import structlog
 
 from inference import engine as port
-from inference.adapters.upstream import shapes
+from inference.adapters.prompts import invalid
+from inference.adapters.upstream import discovery, shapes
 from inference.adapters.upstream.choice import Choice
+from inference.adapters.upstream.embedder import Embedder
+from inference.adapters.upstream.refusals import refusal_of
 from inference.adapters.upstream.words import Words
-from inference.adapters.warm_up import warm_up
+from inference.adapters.warm_up import PROMPT_IDS, warm_up
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 
 log = structlog.get_logger()
 
 _CONNECT_S: Final = 5.0
-_POLL_S: Final = 0.5
-# How long the server is waited for at start.
-_START_S: Final = 60.0
-_MAX_ERROR_BYTES: Final = 65_536
-_BUSY: Final = frozenset({408, 409, 425, 429, 503})
-_KEY_REFUSED: Final = frozenset({401, 403})
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +44,7 @@ class UpstreamOptions:
 
     `url` ends before `/v1`. `model` is the base model's name there; an adapter is asked for
     by its own. `tokenizer`: directory of the model's tokenizer files. `silence_ms`: a server
-    that says nothing for so long has failed.
+    that says nothing for so long has failed. `embeds`: it is asked for vectors, and for no text.
     """
 
     url: str
@@ -59,6 +54,7 @@ class UpstreamOptions:
     key: str = ""
     max_running: int = 64
     silence_ms: int = 120_000
+    embeds: bool = False
 
 
 _Item = port.Event | Exception | None
@@ -97,6 +93,9 @@ class UpstreamEngine:
         self._running: dict[str, _Run] = {}
         self._generation_tokens = 0
         self._prompt_tokens = 0
+        self._embedder = Embedder(self._failure_of)
+        self._embedding: set[str] = set()
+        self._stopped: set[str] = set()
 
     @property
     def _http(self) -> httpx.AsyncClient:
@@ -117,7 +116,12 @@ class UpstreamEngine:
 
         Errors: Unavailable (no answer in time), FailedPrecondition (not the model).
         """
-        await self._learn_model()
+        options = self._options
+        self._context_tokens = await discovery.context_of(
+            self._http, options.url, options.model, options.tokenizer
+        )
+        if self._options.embeds:
+            return await self._learn_vectors()
         try:
             return await self._warm_up()
         except errors.InvalidArgument as error:
@@ -127,47 +131,19 @@ class UpstreamEngine:
             self._dialect = shapes.Dialect.PLAIN
             return await self._warm_up()
 
-    async def _models(self) -> dict[str, Any]:
-        """What the server has, by name, once it answers."""
-        loop = asyncio.get_running_loop()
-        deadline_s = loop.time() + _START_S
-        while True:
-            try:
-                answer = await self._http.get("/v1/models")
-                answer.raise_for_status()
-                return {item["id"]: item for item in answer.json()["data"]}
-            except (httpx.HTTPError, ValueError, KeyError, TypeError) as error:
-                if loop.time() >= deadline_s:
-                    raise errors.Unavailable(
-                        f"the engine's server at {self._options.url} does not answer"
-                        f" /v1/models: {error!r}",
-                        reason="ENGINE_AWAY",
-                    ) from error
-            await asyncio.sleep(_POLL_S)
-
-    async def _learn_model(self) -> None:
-        models = await self._models()
-        model = models.get(self._options.model)
-        if model is None:
-            raise errors.FailedPrecondition(
-                f"the server at {self._options.url} has no model {self._options.model!r}; it has"
-                f" {', '.join(sorted(models))[:500]}: set TOLLBOOK_ENGINE_MODEL",
-                reason="UNKNOWN_MODEL",
-            )
-        config = json.loads((self._options.tokenizer / "config.json").read_text(encoding="utf-8"))
-        known = [model.get("max_model_len"), config.get("max_position_embeddings")]
-        sizes = [size for size in known if type(size) is int and size > 0]
-        if not sizes:
-            raise errors.FailedPrecondition(
-                "neither the server nor config.json says how long the model's context is"
-                " (max_model_len, max_position_embeddings)",
-                reason="UNKNOWN_CONTEXT",
-            )
-        self._context_tokens = min(sizes)
-
     async def _warm_up(self) -> int:
         target = port.Target(self._options.base_name, self._options.base_name, "")
         return await warm_up(self, target, "warm-up", inference.SamplingParams())
+
+    async def _learn_vectors(self) -> int:
+        """How long its vectors are; gives the tokens of the question."""
+        target = port.Target(self._options.base_name, self._options.base_name, "")
+        job = port.EmbedJob("warm-up", target, (PROMPT_IDS,), 0, 1, {})
+        tokens = 0
+        async for some in self.embed(job):
+            self._embedder.vector_size = len(some.values[0]) // 4
+            tokens += some.tokens + some.doubt.beyond_tokens
+        return tokens
 
     async def stop(self) -> None:
         """Close all connections; the server goes on without us."""
@@ -179,11 +155,47 @@ class UpstreamEngine:
 
     def capabilities(self) -> port.Capabilities:
         """See engine.Engine.capabilities."""
-        return port.Capabilities(self._context_tokens, adapters=True)
+        embeds = self._options.embeds
+        return port.Capabilities(
+            self._context_tokens, adapters=not embeds, vector_size=self._embedder.vector_size
+        )
 
     def counters(self) -> port.Counters:
         """What the server said that it generated, and where it said nothing, what it gave."""
+        if self._options.embeds:
+            counted = self._embedder.counted_tokens
+            return port.Counters(counted, counted)
         return port.Counters(self._generation_tokens, self._prompt_tokens)
+
+    async def encode(self, text: str) -> list[int]:
+        """See engine.Engine.encode."""
+        return await self._words.encode(text)
+
+    def check_ids(self, token_ids: Sequence[int], field: str) -> None:
+        """See engine.Engine.check_ids."""
+        if not self._words.knows(token_ids):
+            raise invalid(field, f"token id {max(token_ids)} is out of the vocabulary")
+
+    def check_dimensions(self, dimensions: int) -> None:
+        """The server knows; but for more than its vectors have."""
+        if dimensions > self._embedder.vector_size:
+            size = self._embedder.vector_size
+            raise errors.InvalidArgument.of_field(
+                "dimensions", f"dimensions {dimensions}: the model's vectors have {size} components"
+            )
+
+    async def embed(self, job: port.EmbedJob) -> AsyncIterator[port.Vectors]:
+        """See engine.Engine.embed."""
+        name = job.engine_request_id
+        self._embedding.add(name)
+        try:
+            async for some in self._embedder.embed(
+                self._http, self._model_of(job.target), job, lambda: name in self._stopped
+            ):
+                yield some
+        finally:
+            self._embedding.discard(name)
+            self._stopped.discard(name)
 
     async def render(self, spec: inference.GenerationSpec, cache_salt: str) -> port.Prompt:
         """See engine.Engine.render."""
@@ -261,7 +273,7 @@ class UpstreamEngine:
                 "POST", "/v1/completions", json=body, headers=dict(job.trace_headers)
             ) as answer:
                 if answer.status_code != httpx.codes.OK:
-                    raise await _refusal_of(answer)
+                    raise await refusal_of(answer)
                 opened.set_result(None)
                 async for tokens in choice.tokens(answer.aiter_bytes()):
                     self._generation_tokens += len(tokens.token_ids)
@@ -310,6 +322,8 @@ class UpstreamEngine:
         run = self._running.get(engine_request_id)
         if run is not None:
             run.abort()
+        elif engine_request_id in self._embedding:
+            self._stopped.add(engine_request_id)
 
     async def add_adapter(self, name: str, path: str) -> None:
         """Have the server load an adapter, by the path as the server sees it."""
@@ -346,26 +360,3 @@ class UpstreamEngine:
     async def wait_lost(self) -> None:
         """Never returns: a server that is away is waited for, request by request."""
         await asyncio.Event().wait()
-
-
-async def _refusal_of(answer: httpx.Response) -> errors.TollbookError:
-    """What a status other than 200 means; nothing was generated."""
-    data = bytearray()
-    with contextlib.suppress(httpx.HTTPError):
-        async for piece in answer.aiter_bytes():
-            data += piece
-            if len(data) > _MAX_ERROR_BYTES:
-                break
-    said = " ".join(data[:400].decode("utf-8", "replace").split())
-    status = answer.status_code
-    if status in _KEY_REFUSED:
-        log.error("the engine's server refuses our key: set TOLLBOOK_ENGINE_KEY", said=said)
-    if status in _BUSY or status in _KEY_REFUSED or status >= 500:
-        return errors.Unavailable(
-            f"the engine's server answers {status}", reason="ENGINE_BUSY", retry_after_ms=2_000
-        )
-    if status == httpx.codes.NOT_FOUND:
-        return errors.NotFound("the engine's server has no such model", reason="UNKNOWN_MODEL")
-    return errors.InvalidArgument(
-        f"the engine refuses the request: {said}", reason="REFUSED_BY_ENGINE"
-    )

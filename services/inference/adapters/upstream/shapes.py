@@ -86,7 +86,7 @@ def read_piece(data: bytes) -> Piece:
     choices = chunk.get("choices")
     if not isinstance(choices, list) or len(choices) > 1:
         raise Garbled(f"a chunk without one choice: {data[:80]!r}")
-    claim = _claim_of(chunk.get("usage"))
+    claim = claim_of(chunk.get("usage"))
     if not choices:
         return Piece("", None, 0, claim)
     choice = choices[0] if isinstance(choices[0], dict) else {}
@@ -102,7 +102,7 @@ def read_piece(data: bytes) -> Piece:
     return Piece(text, ids, reason, claim)
 
 
-def _claim_of(given: Any) -> Claim | None:
+def claim_of(given: Any) -> Claim | None:
     """A usage object. Errors: Garbled, for figures that are no counts."""
     if given is None:
         return None

@@ -79,6 +79,11 @@ class Words:
             raise unrenderable("spec.chat", problem) from error
         return list(given)
 
+    async def encode(self, text: str) -> list[int]:
+        """A text's ids, with what the tokenizer adds of itself."""
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, lambda: list(self._tokenizer.encode(text)))
+
     def count(self, text: str) -> list[int]:
         """A piece of text in ids, by our own tokenizer."""
         return list(self._tokenizer.encode(text, add_special_tokens=False)) if text else []

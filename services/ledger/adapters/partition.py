@@ -33,6 +33,11 @@ _tracer = telemetry.tracer("ledger")
 
 _WORTH_A_THREAD: Final = 512
 """Fewer records than this are done sooner than a thread is found for them."""
+_GATHER_S: Final = 0.01
+"""How long records gather behind a few that were read, before more are asked for. Each batch costs
+the broker, the database, this process and every follower as much as hundreds of records do; without
+it the processors are busy with commits of one or two. A record that comes alone does not wait.
+"""
 _MAX_LINKS: Final = 16
 _MAX_PLACES: Final = 4
 
@@ -111,7 +116,7 @@ class PartitionWriter:
                     break
                 self.high_watermark = fetched.high_watermark
                 # One fetch ahead and no more: a slow database slows the reading.
-                fetch = asyncio.ensure_future(self._source.fetch(fetched.next_offset))
+                fetch = asyncio.ensure_future(self._fetch_after(fetched))
                 for columns, next_offset in _parts(fetched, self._batch_records):
                     await self._take(state, columns, next_offset)
             if self._commit is not None:
@@ -121,6 +126,12 @@ class PartitionWriter:
             if self._commit is not None:
                 await _end(self._commit)
             await self._source.close()
+
+    async def _fetch_after(self, last: Fetched) -> Fetched:
+        """What follows on a fetch."""
+        if 0 < len(last.columns) < _WORTH_A_THREAD:
+            await asyncio.sleep(_GATHER_S)
+        return await self._source.fetch(last.next_offset)
 
     async def _last_read(self) -> LastRead | None:
         """The record that the log ends with."""

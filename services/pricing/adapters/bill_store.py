@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable
 from fractions import Fraction
 from typing import Any, Final
 
+from pricing.adapters.together import Together, columns
 from pricing.domain.projection import Projection
 from pricing.domain.state import Billed, BillKey, Effects, Origin
 from pricing.domain.text import digest_of_parts
@@ -13,8 +14,8 @@ from pricing.domain.text import digest_of_parts
 _SUMS: Final = """
 INSERT INTO bill_sum
 SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
-    $7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::int[], $13::numeric[],
-    $14::numeric[])
+    $7::int[], $8::text[], $9::text[], $10::text[], $11::text[], $12::int[],
+    $13::text[]::numeric[], $14::text[]::numeric[])
 ON CONFLICT (bill_digest) DO UPDATE SET
     units = bill_sum.units + excluded.units,
     amount_pico = bill_sum.amount_pico + excluded.amount_pico
@@ -28,8 +29,8 @@ def _texts(row: _Row) -> tuple[str | int, ...]:
     return (account_id, *key[:6], factor, key.rule, *origin)
 
 
-async def write(db: Any, effects: Iterable[Effects]) -> None:
-    """Write what a step bills, within its transaction."""
+def write(together: Together, effects: Iterable[Effects]) -> None:
+    """Write what a step bills, with the rest of it."""
     sums: dict[_Row, Billed] = {}
     eras: list[tuple[str, int, int]] = []
     for made in effects:
@@ -39,16 +40,14 @@ async def write(db: Any, effects: Iterable[Effects]) -> None:
             sums[account_id, key, origin] = billed if older is None else older.plus(billed)
     if sums:
         rows = sorted(
-            (digest_of_parts(texts), *texts, *billed)
+            (digest_of_parts(texts), *texts, str(billed.units), str(billed.amount_pico))
             for texts, billed in ((_texts(row), billed) for row, billed in sums.items())
         )
-        await db.execute(_SUMS, *(list(column) for column in zip(*rows, strict=True)))
+        together.add(_SUMS, *columns(rows))
     if eras:
-        await db.copy_records_to_table(
-            "log_era",
-            schema_name="pricing",
-            records=eras,
-            columns=("log", "era", "first_position"),
+        together.add(
+            "INSERT INTO log_era SELECT * FROM unnest($1::text[], $2::int[], $3::bigint[])",
+            *columns(eras),
         )
 
 

@@ -7,23 +7,32 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from pricing.adapters.together import Together, columns, numbers
 from pricing.domain import credit, windows
 from pricing.domain.holds import hold_id_of
 from pricing.domain.state import Limit, Use, Used
-from pricing.domain.text import digest_of_parts, escaped
+from pricing.domain.text import digest_of_parts, escaped, needs_escape
 from tollbook.pricing.v1 import accounts_pb2 as accounts
 
 if TYPE_CHECKING:
     from pricing.adapters.store import Step
 
 
-async def write(db: Any, step: Step) -> None:
-    """Write it, inside the step's transaction."""
+def write(together: Together, step: Step, holds: bool) -> None:
+    """Write what was spent, with the rest of the step; `holds`: somebody holds something."""
+    _write_usage(together, step)
+    _write_spent(together, step)
+    # Where nobody holds anything, as in a rebuild, there is nothing to look for.
+    if holds:
+        _settle_holds(together, step)
+
+
+async def write_rules(db: Any, step: Step) -> None:
+    """Write what the control log changed, and what is to see what the step wrote before."""
     await _write_changes(db, step)
     await _write_rules(db, step)
-    await _write_usage(db, step)
-    await _write_spent(db, step)
-    await _settle_holds(db, step)
+    for limit in step.limits.values():
+        await _set_limit(db, limit)
 
 
 async def _write_changes(db: Any, step: Step) -> None:
@@ -94,7 +103,7 @@ _USAGE = """
 INSERT INTO usage_minute
 SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
     $7::text[], $8::text[], $9::text[], $10::text[], $11::bigint[], $12::text[], $13::int[],
-    $14::text[], $15::numeric[], $16::numeric[], $17::numeric[])
+    $14::text[], $15::text[]::numeric[], $16::text[]::numeric[], $17::text[]::numeric[])
 ON CONFLICT (use_digest) DO UPDATE SET
     amount = usage_minute.amount + excluded.amount,
     charged = usage_minute.charged + excluded.charged,
@@ -102,32 +111,35 @@ ON CONFLICT (use_digest) DO UPDATE SET
 """
 
 
-async def _write_usage(db: Any, step: Step) -> None:
-    if not step.used:
-        return
-    # In one order, so that the pages it touches are touched once.
-    rows = sorted((digest_of_parts(use), use, used) for use, used in step.used.items())
-    columns: list[list[Any]] = [[digest for digest, _, _ in rows]]
-    for index, name in enumerate(Use._fields):
-        plain = name in ("minute_us", "card_version")
-        columns.append([use[index] if plain else escaped(str(use[index])) for _, use, _ in rows])
-    columns += [[used[index] for _, _, used in rows] for index in range(len(Used._fields))]
-    await db.execute(_USAGE, *columns)
+def _usage_row(use: Use, used: Used) -> tuple[Any, ...]:
+    texts = tuple(map(str, use))
+    plain = _escaped(use) if needs_escape("".join(texts)) else use
+    return digest_of_parts(texts), *plain, *map(str, used)
 
 
-async def _write_spent(db: Any, step: Step) -> None:
+def _escaped(use: Use) -> tuple[str | int, ...]:
+    return tuple(escaped(part) if isinstance(part, str) else part for part in use)
+
+
+def _write_usage(together: Together, step: Step) -> None:
+    if step.used:
+        # In one order, so that the pages it touches are touched once.
+        rows = sorted(_usage_row(use, used) for use, used in step.used.items())
+        together.add(_USAGE, *columns(rows))
+
+
+def _write_spent(together: Together, step: Step) -> None:
     if step.spent:
         rows = sorted(step.spent.items())
-        await db.execute(
-            "INSERT INTO limit_spent SELECT * FROM unnest($1::text[], $2::bigint[], $3::numeric[])"
+        together.add(
+            "INSERT INTO limit_spent"
+            " SELECT * FROM unnest($1::text[], $2::bigint[], $3::text[]::numeric[])"
             " ON CONFLICT (limit_id, window_start_us)"
             " DO UPDATE SET amount_pico = limit_spent.amount_pico + excluded.amount_pico",
             [limit_id for (limit_id, _), _ in rows],
             [start_us for (_, start_us), _ in rows],
-            [amount_pico for _, amount_pico in rows],
+            numbers(amount_pico for _, amount_pico in rows),
         )
-    for limit in step.limits.values():
-        await _set_limit(db, limit)
 
 
 async def _set_limit(db: Any, limit: Limit) -> None:
@@ -187,15 +199,17 @@ def _settled(step: Step) -> list[str]:
     return found
 
 
-async def _settle_holds(db: Any, step: Step) -> None:
+def _settle_holds(together: Together, step: Step) -> None:
     """Drop the holds of requests that are charged, in the transaction of the charge."""
-    # Where nobody holds anything, as in a rebuild, there is nothing to look for.
-    if await db.fetchval("SELECT EXISTS (SELECT FROM hold)") and (settled := _settled(step)):
-        await db.execute(
-            "WITH gone AS (DELETE FROM hold WHERE hold_id IN (SELECT unnest($1::text[]))"
-            "   RETURNING account_id, amount_pico)"
-            " INSERT INTO account_settled SELECT account_id, sum(amount_pico) FROM gone GROUP BY 1"
-            " ON CONFLICT (account_id) DO UPDATE"
-            " SET amount_pico = account_settled.amount_pico + excluded.amount_pico",
+    if settled := _settled(step):
+        together.add(
+            "DELETE FROM hold WHERE hold_id IN (SELECT unnest($1::text[]))"
+            " RETURNING account_id, amount_pico",
             settled,
+            name="gone",
+        )
+        together.add(
+            "INSERT INTO account_settled SELECT account_id, sum(amount_pico) FROM gone GROUP BY 1"
+            " ON CONFLICT (account_id) DO UPDATE"
+            " SET amount_pico = account_settled.amount_pico + excluded.amount_pico"
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from pricing.adapters import bill_store, credit_store, month_store
 from pricing.adapters.alert_store import Watch
+from pricing.adapters.together import Together, columns, numbers
 from pricing.domain import books
 from pricing.domain.state import Effects, Engine, Key, Limit, Suspended, Totals, Use, Used
 from pricing.domain.text import escaped
@@ -95,27 +96,28 @@ async def suspended(db: Any) -> list[tuple[str, int, int, bytes]]:
 async def write(db: Any, epoch: int, step: Step, watch: Watch | None = None) -> None:
     """Commit a step, with the alerts that it raises.
 
-    Errors: FencedError when another projector took over.
+    What every step writes goes in one statement: each round trip is a wait for the processor
+    on both sides. Errors: FencedError when another projector took over.
     """
     async with db.transaction():
-        mine = await db.fetchval("SELECT epoch FROM projector FOR UPDATE")
-        if mine != epoch:
-            raise FencedError(f"epoch {epoch} is over: {mine} is the projector now")
-        await _move(db, step)
+        holds = await _move(db, epoch, step)
         await _write_control(db, step)
         await _write_suspense(db, step)
-        await _write_events(db, step)
-        await _write_engines(db, step)
-        await _write_balances(db, step)
-        await _write_postings(db, step)
-        await _write_totals(db, step)
+        together = Together()
+        _write_events(together, step)
+        _write_engines(together, step)
+        _write_balances(together, step)
+        _write_postings(together, step)
+        _write_totals(together, step)
+        bill_store.write(together, (effects for _, effects in step.effects))
+        credit_store.write(together, step, holds)
+        await together.run(db)
         await month_store.write(
             db,
             (move for _, effects in step.effects for move in effects.meter_moves),
             (move for _, effects in step.effects for move in effects.month_moves),
         )
-        await bill_store.write(db, (effects for _, effects in step.effects))
-        await credit_store.write(db, step)
+        await credit_store.write_rules(db, step)
         if watch is not None:
             await watch.look(db, step)
         await db.execute("NOTIFY tollbook_pricing")
@@ -128,20 +130,36 @@ async def _copy(db: Any, table: str, records: Sequence[Any], columns: Sequence[s
         )
 
 
-async def _move(db: Any, step: Step) -> None:
-    for log, (first, end) in step.moves.items():
-        if first == 0:
-            await db.execute(
-                "INSERT INTO log_position VALUES ($1, 0) ON CONFLICT (log) DO NOTHING", log
-            )
-        moved = await db.fetchval(
-            "UPDATE log_position SET size = $3 WHERE log = $1 AND size = $2 RETURNING 1",
-            log,
-            first,
-            end,
-        )
-        if moved is None:
-            raise FencedError(f"log {log} is not at {first}: another projector moved it")
+_MOVE = """
+WITH mine AS (SELECT epoch FROM projector FOR UPDATE),
+asked AS (
+    SELECT m.* FROM unnest($1::text[], $2::bigint[], $3::bigint[]) AS m (log, first, size), mine
+    WHERE mine.epoch = $4
+), moved AS (
+    UPDATE log_position p SET size = a.size FROM asked a
+    WHERE p.log = a.log AND p.size = a.first AND a.first > 0 RETURNING 1
+), begun AS (
+    INSERT INTO log_position SELECT log, size FROM asked WHERE first = 0
+    ON CONFLICT (log) DO UPDATE SET size = excluded.size WHERE log_position.size = 0 RETURNING 1
+)
+SELECT mine.epoch, (SELECT count(*) FROM moved) + (SELECT count(*) FROM begun) AS moved,
+    EXISTS (SELECT FROM hold) AS holds
+FROM mine
+"""
+
+
+async def _move(db: Any, epoch: int, step: Step) -> bool:
+    """Move the positions under the projector's lock; tells whether anybody holds anything.
+
+    Errors: FencedError.
+    """
+    places = [(log, first, end) for log, (first, end) in sorted(step.moves.items())]
+    row = await db.fetchrow(_MOVE, *(columns(places) or ([], [], [])), epoch)
+    if row["epoch"] != epoch:
+        raise FencedError(f"epoch {epoch} is over: {row['epoch']} is the projector now")
+    if row["moved"] != len(places):
+        raise FencedError(f"one of {places} is not at its first: another projector moved it")
+    return bool(row["holds"])
 
 
 async def _write_control(db: Any, step: Step) -> None:
@@ -239,28 +257,30 @@ async def _write_suspense(db: Any, step: Step) -> None:
     )
 
 
-async def _write_events(db: Any, step: Step) -> None:
-    await _copy(
-        db,
-        "usage_event",
-        [
-            (identity, log, position)
-            for log, effects in step.effects
-            for position, identity in effects.applied.places()
-        ],
-        ("identity", "log", "log_position"),
-    )
+def _write_events(together: Together, step: Step) -> None:
+    places = [
+        (identity, log, position)
+        for log, effects in step.effects
+        for position, identity in effects.applied.places()
+    ]
+    if places:
+        together.add(
+            "INSERT INTO usage_event SELECT * FROM unnest($1::bytea[], $2::text[], $3::bigint[])",
+            *columns(places),
+        )
 
 
-async def _write_engines(db: Any, step: Step) -> None:
+def _write_engines(together: Together, step: Step) -> None:
     if step.engines:
-        await db.executemany(
-            "INSERT INTO engine VALUES ($1, $2, $3, $4, $5) ON CONFLICT (engine_id) DO UPDATE"
+        together.add(
+            "INSERT INTO engine SELECT * FROM"
+            " unnest($1::text[], $2::bigint[], $3::bigint[], $4::bigint[], $5::boolean[])"
+            " ON CONFLICT (engine_id) DO UPDATE"
             " SET event_tokens = engine.event_tokens + excluded.event_tokens,"
             " generation_tokens = greatest(engine.generation_tokens, excluded.generation_tokens),"
             " waste_tokens = greatest(engine.waste_tokens, excluded.waste_tokens),"
             " final = engine.final OR excluded.final",
-            [
+            *columns(
                 (
                     escaped(engine_id),
                     engine.event_tokens,
@@ -269,21 +289,21 @@ async def _write_engines(db: Any, step: Step) -> None:
                     engine.final,
                 )
                 for engine_id, engine in sorted(step.engines.items())
-            ],
+            ),
         )
 
 
-async def _write_balances(db: Any, step: Step) -> None:
+def _write_balances(together: Together, step: Step) -> None:
     if not step.balances:
         return
     changes = sorted(step.balances.items())
-    await db.execute(
-        "INSERT INTO balance SELECT * FROM unnest($1::text[], $2::text[], $3::numeric[])"
+    together.add(
+        "INSERT INTO balance SELECT * FROM unnest($1::text[], $2::text[], $3::text[]::numeric[])"
         " ON CONFLICT (ledger_account, currency)"
         " DO UPDATE SET amount_pico = balance.amount_pico + excluded.amount_pico",
         [account for (account, _), _ in changes],
         [currency for (_, currency), _ in changes],
-        [amount_pico for _, amount_pico in changes],
+        numbers(amount_pico for _, amount_pico in changes),
     )
 
 
@@ -294,49 +314,39 @@ def _customer_of(posting: books.Posting) -> str:
     return side.removeprefix(prefix)
 
 
-_POSTING_COLUMNS = (
-    "account_id",
-    "kind",
-    "debit_account",
-    "credit_account",
-    "currency",
-    "amount_pico",
-    "log",
-    "from_position",
-    "to_position",
-    "card_id",
-    "card_version",
-    "card_hash",
-    "line_id",
-    "quantity",
-    "rated_at_control",
-    "rule",
-    "period",
-)
+_POSTINGS = """
+INSERT INTO posting (account_id, kind, debit_account, credit_account, currency, amount_pico, log,
+    from_position, to_position, card_id, card_version, card_hash, line_id, quantity,
+    rated_at_control, rule, period)
+SELECT * FROM unnest($1::text[], $2::text[], $3::text[], $4::text[], $5::text[],
+    $6::text[]::numeric[], $7::text[], $8::bigint[], $9::bigint[], $10::text[], $11::int[],
+    $12::bytea[], $13::text[], $14::bigint[], $15::bigint[], $16::text[], $17::text[])
+"""
 
 
-async def _write_postings(db: Any, step: Step) -> None:
-    # A posting's own fields stand in the columns' order, after the account it is listed under.
-    records = [
-        (_customer_of(posting), *posting)
-        for _, effects in step.effects
-        for posting in effects.postings
-    ]
-    await _copy(db, "posting", records, _POSTING_COLUMNS)
+def _write_postings(together: Together, step: Step) -> None:
+    postings = [posting for _, effects in step.effects for posting in effects.postings]
+    if postings:
+        # A posting's fields stand in the columns' order, after the account it is listed under.
+        kind, debit, credit, currency, amounts, *rest = columns(postings)
+        accounts = [_customer_of(posting) for posting in postings]
+        amounts = numbers(amounts)
+        together.add(_POSTINGS, accounts, kind, debit, credit, currency, amounts, *rest)
 
 
-async def _write_totals(db: Any, step: Step) -> None:
+def _write_totals(together: Together, step: Step) -> None:
     if not step.totals:
         return
-    await db.executemany(
-        "INSERT INTO account_usage VALUES ($1, $2, $3, $4, $5, $6)"
+    together.add(
+        "INSERT INTO account_usage SELECT * FROM unnest($1::text[], $2::bigint[], $3::bigint[],"
+        " $4::bigint[], $5::bigint[], $6::bigint[])"
         " ON CONFLICT (account_id) DO UPDATE SET"
         " requests = account_usage.requests + excluded.requests,"
         " input_tokens = account_usage.input_tokens + excluded.input_tokens,"
         " cached_tokens = account_usage.cached_tokens + excluded.cached_tokens,"
         " output_tokens = account_usage.output_tokens + excluded.output_tokens,"
         " cache_write_tokens = account_usage.cache_write_tokens + excluded.cache_write_tokens",
-        [
+        *columns(
             (
                 escaped(account_id),
                 totals.requests,
@@ -346,5 +356,5 @@ async def _write_totals(db: Any, step: Step) -> None:
                 totals.cache_write_tokens,
             )
             for account_id, totals in sorted(step.totals.items())
-        ],
+        ),
     )

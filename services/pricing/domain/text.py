@@ -21,9 +21,14 @@ def escaped(text: str) -> str:
     return _TO_ESCAPE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
 
 
+def needs_escape(text: str) -> bool:
+    """Tell whether `escaped` would change a text."""
+    return _TO_ESCAPE.search(text) is not None
+
+
 def digest_of_parts(parts: Iterable[object]) -> bytes:
     """Digest (16 bytes) that a row is found again by; lengths keep ("a", "bc") and ("ab", "c")
     apart.
     """
-    text = "".join(f"{len(part)}:{part}" for part in map(str, parts))
+    text = "".join([f"{len(part)}:{part}" for part in map(str, parts)])
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).digest()[:16]

@@ -190,8 +190,8 @@ class Projector:
                     await self._arrived.wait()
                     continue
                 writing = asyncio.create_task(self._write(epoch, step))
-                # The write begins before the next step's rating takes the processor.
-                await asyncio.sleep(0)
+                # The next step's rating takes this process, so it waits until the database works.
+                await step.sent.wait()
         finally:
             if writing is not None:
                 writing.cancel()

@@ -7,6 +7,7 @@ wakes after another took over changes nothing.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
@@ -39,6 +40,8 @@ class Step:
         self.limits: dict[str, Limit] = {}
         self.spent: dict[tuple[str, int], int] = {}
         self.events = 0
+        self.sent = asyncio.Event()
+        """Set when most of it is on its way to the database, or when writing it has failed."""
 
     def add(self, log: str, first: int, end: int, effects: Effects) -> None:
         """Add the effects of the run [first, end) of a log."""
@@ -97,8 +100,16 @@ async def write(db: Any, epoch: int, step: Step, watch: Watch | None = None) -> 
     """Commit a step, with the alerts that it raises.
 
     What every step writes goes in one statement: each round trip is a wait for the processor
-    on both sides. Errors: FencedError when another projector took over.
+    on both sides. Sets the step's `sent`: what the caller computes from then on costs no time, for
+    the database works too. Errors: FencedError when another projector took over.
     """
+    try:
+        await _write(db, epoch, step, watch)
+    finally:
+        step.sent.set()
+
+
+async def _write(db: Any, epoch: int, step: Step, watch: Watch | None) -> None:
     async with db.transaction():
         holds = await _move(db, epoch, step)
         await _write_control(db, step)
@@ -111,6 +122,8 @@ async def write(db: Any, epoch: int, step: Step, watch: Watch | None = None) -> 
         _write_totals(together, step)
         bill_store.write(together, (effects for _, effects in step.effects))
         credit_store.write(together, step, holds)
+        # Whoever waits for it runs when this task waits, which is when the statement is sent.
+        step.sent.set()
         await together.run(db)
         await month_store.write(
             db,

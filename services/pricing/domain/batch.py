@@ -38,7 +38,7 @@ from pricing.domain.months import month_of
 from pricing.domain.outcomes import charged_quantity
 from pricing.domain.prices import charge_pico
 from pricing.domain.rating import context_units, outcome_word, starts_of
-from pricing.domain.spending import leaf_use, line_use, minutes, use_of
+from pricing.domain.spending import leaf_text, leaf_use, line_use, minutes, use_of
 from pricing.domain.state import Applied, Effects, Ignored, Totals, Use
 from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, is_ready, tally
 from pricing.domain.windows import minute_us
@@ -95,6 +95,8 @@ class _Prices(NamedTuple):
     """What prices a kind of leaf, for all groups that are alike but for whose they are."""
 
     key: LeafKey
+    leaf: str
+    """The key as a use names it."""
     each: tuple[Priced, ...]
     """The line's and the surcharges'. Empty: it waits."""
     rule: str
@@ -106,10 +108,11 @@ class _Prices(NamedTuple):
 
 def _prices(key: LeafKey, priced: Priced | None, outcome: int) -> _Prices:
     if priced is None:
-        return _Prices(key, (), "", False, False)
+        return _Prices(key, leaf_text(key), (), "", False, False)
     each = (priced, *priced.surcharges)
     return _Prices(
         key,
+        leaf_text(key),
         each,
         priced.published.card.outcome_rule(outcome_word(outcome)),
         any(not (one.price.is_even or one.price.is_metered) for one in each),
@@ -151,14 +154,16 @@ class _Kind:
 
     def charge(self, group: _Group, charges: Charges) -> None:
         """Charge what was added up."""
-        use = None if group.use is None else leaf_use(group.use, self.prices.key)
-        if use is not None:
-            of_line = line_use(use, self.prices.each[0]) if self.prices.each else use
-            charges.use(of_line, self.amount)
+        uses: list[Use | None] = [None] * len(self.prices.each)
+        if group.use is not None:
+            leaf = self.prices.leaf
+            made = [line_use(group.use, leaf, one) for one in self.prices.each]
+            charges.use(made[0] if made else leaf_use(group.use, leaf), self.amount)
+            uses = [*made]
         if group.currency is None:
             return
         charged = charged_quantity(self.amount, self.undelivered, self.prices.rule)
-        for one, by_one_pico in zip(self.prices.each, self.by_one_pico, strict=True):
+        for one, by_one_pico, use in zip(self.prices.each, self.by_one_pico, uses, strict=True):
             amount_pico = by_one_pico
             if one.price.is_even:
                 amount_pico = charge_pico(one.price, charged, group.context_units, 0)
@@ -170,7 +175,7 @@ class _Kind:
                 amount_pico,
                 self.first,
                 self.end,
-                None if use is None else line_use(use, one),
+                use,
                 group.month,
             )
 

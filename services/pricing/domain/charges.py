@@ -198,8 +198,11 @@ class Charges:
         for counted, units in self._effects.counted.items():
             effects.counted[counted] = effects.counted.get(counted, 0) + units
         effects.month_moves += self._effects.month_moves
-        for use, used in self._effects.used.items():
-            effects.use(use, *used)
+        if not effects.used:
+            effects.used = self._effects.used
+        else:
+            for use, used in self._effects.used.items():
+                effects.use(use, *used)
 
     def _through_the_months(self) -> None:
         for (control_position, key), layers in sorted(

@@ -28,7 +28,7 @@ from pricing.domain.events import Event, read_event
 from pricing.domain.meters import Commitments, Layer, MeterKey, Meters, Month, MonthKey
 from pricing.domain.months import month_of
 from pricing.domain.rating import RatedLeaf, rate_event
-from pricing.domain.spending import leaf_use, line_use, use_of_event
+from pricing.domain.spending import leaf_text, line_use, use_of_event
 from pricing.domain.state import Billed, BillKey, Closed, Effects, Origin, Suspended
 
 
@@ -233,7 +233,7 @@ class Projection:
                     part.amount_pico,
                     event.position,
                     event.position + 1,
-                    line_use(leaf_use(use, part.leaf.key), part.priced),
+                    line_use(use, leaf_text(part.leaf.key), part.priced),
                     month_of(event.event_time_us),
                     position,
                 )

@@ -51,17 +51,37 @@ def use_of_event(event: Event) -> Use:
     )
 
 
-def leaf_use(use: Use, key: LeafKey) -> Use:
-    """A leaf of it; `leaf` is its dimensions in one text: `token/out/text/none/default/plain/`."""
-    return use._replace(leaf="/".join(key))
+def leaf_text(key: LeafKey) -> str:
+    """A leaf's dimensions in one text: `token/out/text/none/default/plain/`."""
+    return "/".join(key)
 
 
-def line_use(use: Use, priced: Priced) -> Use:
-    """A leaf's use, with the line that prices it."""
-    known = priced.published
-    return use._replace(
-        card_id=known.card.card_id, card_version=known.version, line_id=priced.line.line_id
+def leaf_use(use: Use, leaf: str, card_id: str = "", version: int = 0, line_id: str = "") -> Use:
+    """A leaf of it, named by its `leaf_text`, and what prices it.
+
+    One is made for each leaf of an event: by place it takes a third of the time of `_replace`.
+    """
+    return Use(
+        use.account_id,
+        use.project_id,
+        use.key_id,
+        use.model,
+        use.adapter,
+        use.service_tier,
+        use.region,
+        use.outcome,
+        leaf,
+        use.minute_us,
+        card_id,
+        version,
+        line_id,
     )
+
+
+def line_use(use: Use, leaf: str, priced: Priced) -> Use:
+    """A leaf of it, with the line that prices it."""
+    known = priced.published
+    return leaf_use(use, leaf, known.card.card_id, known.version, priced.line.line_id)
 
 
 def minutes(times_us: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:

@@ -81,11 +81,18 @@ class PeriodChanges(CreditChanges):
         until_s = time.monotonic() + limit_s * 0.8
         end = await self._end(request.period, context)
         while True:
+            began_s = time.monotonic()
             waiting = await self._close(end, context)
-            if not waiting or time.monotonic() >= until_s:
+            left_s = until_s - time.monotonic()
+            if not waiting or left_s <= 0:
                 break
+            # Each look reads all that waits: at most half of the time is spent looking, however
+            # often the projector commits.
+            await asyncio.sleep(min(time.monotonic() - began_s, left_s))
             # Nothing more can be closed before the projector has more.
-            await self._reader.progress.next_commit(min(_LOOK_S, until_s - time.monotonic()))
+            await self._reader.progress.next_commit(
+                min(_LOOK_S, max(0.0, until_s - time.monotonic()))
+            )
         closed = await self._row(_CLOSED, KIND, request.period)
         return statements_pb2.ClosePeriodResponse(
             end_position=end.position,

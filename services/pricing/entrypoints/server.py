@@ -9,7 +9,7 @@ import asyncpg
 import structlog
 import uvloop
 
-from kernel import errors, grpcs, settings, telemetry
+from kernel import cycles, errors, grpcs, settings, telemetry
 from kernel.clock import SystemClock
 from pricing.adapters import alert_rules, database
 from pricing.adapters.answers import Reader
@@ -80,6 +80,8 @@ async def serve(config: ServerSettings) -> None:
         asyncio.ensure_future(changes.tend()),
         asyncio.ensure_future(Webhooks(tell_pool, alerts.webhooks).run()),
     ]
+    # A long look for cycles would stand between callers and their holds.
+    cycles.settle()
     waiter = asyncio.ensure_future(stopped.wait())
     # A background task ends only by an error that must not go unseen.
     await asyncio.wait([waiter, *background], return_when=asyncio.FIRST_COMPLETED)

@@ -69,6 +69,7 @@ async def test_a_step_is_written_once_and_a_fenced_projector_writes_nothing(
         epoch = await lease.acquire(db)
         with pytest.raises(store.FencedError):
             await store.write(db, paused, step)
+        assert step.sent.is_set(), "whoever waits for the database to work waits for ever"
         assert await store.positions(db) == {}
 
         await store.write(db, epoch, step)

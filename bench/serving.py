@@ -2,8 +2,9 @@
 
 The same requests by gRPC, by HTTP and in a file of a batch; each is held, counted, spooled,
 logged and charged. Rounds alternate between the doors. The engine alone is measured right
-after, in a process of its own, with the machine to itself. `load` is how busy the machine was
-when it began.
+after, in a process of its own, with the machine to itself; then the engine inside and a server
+of its own (vLLM's) behind the port that the service has, and how long an engine takes to wake
+(bench/behind.py). `load` is how busy the machine was when it began.
 """
 
 from __future__ import annotations
@@ -153,4 +154,4 @@ def run() -> dict[str, Any]:
     for level, (concurrency, requests) in zip(figures["levels"], LEVELS, strict=True):
         words = (str(concurrency), str(requests), str(ROUNDS))
         level["engine_alone"] = last_line_of("bench.alone", *words)
-    return {"load": round(load, 2), **figures}
+    return {"load": round(load, 2), **figures, "engines": last_line_of("bench.behind")}

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import httpx
 import pytest
 import pytest_asyncio
 from tests.integration.engine_conformance import Conformance, situations
@@ -31,7 +32,10 @@ from tests.integration.inference_service import (
 from tests.integration.lying_server import LyingServer, lying_server
 from tests.integration.openai_server import OpenAiServer, openai_server
 
+from inference import engine as port
 from inference import tinymodel
+from inference.adapters.upstream.engine import UpstreamEngine, UpstreamOptions
+from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
 
@@ -280,6 +284,47 @@ async def test_a_server_that_knows_openais_fields_alone_is_served_from_too(
             assert claimed > 0
         assert (await service.engine()).residual_tokens == 0
         assert await service.end() == 0
+
+
+@in_loop
+async def test_a_server_that_was_started_again_is_given_its_adapters_again(
+    home: Path, server: OpenAiServer
+) -> None:
+    """It is told to forget one, behind our back: a restart leaves it as that does."""
+    name = "tiny-support"
+    engine = UpstreamEngine(
+        UpstreamOptions(url=server.url, model="tiny", base_name="tiny", tokenizer=home / "model")
+    )
+    target = port.Target(name, "tiny", name)
+    asked = iter(range(100))
+
+    async def run() -> list[int]:
+        prompt = await engine.render(chat("the toll"), "")
+        sampling = inference.SamplingParams(temperature=0, ignore_eos=True)
+        job = port.Job(f"forgets:{next(asked)}", target, prompt, sampling, 1, 12, {})
+        events = [event async for event in engine.generate(job)]
+        assert isinstance(events[-1], port.Ended)
+        return [i for event in events if isinstance(event, port.Tokens) for i in event.token_ids]
+
+    await engine.start()
+    try:
+        with pytest.raises(errors.NotFound):
+            await run()
+        await engine.add_adapter(name, str(home / "adapters" / name))
+        before = await run()
+        assert len(before) == 12
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False) as behind:
+            for _ in range(2):
+                gone = await behind.post("/v1/unload_lora_adapter", json={"lora_name": name})
+                assert gone.status_code == 200
+                assert await asyncio.gather(*(run() for _ in range(8))) == [before] * 8
+            gone = await behind.post("/v1/unload_lora_adapter", json={"lora_name": name})
+            assert gone.status_code == 200
+        await engine.remove_adapter(name)
+        with pytest.raises(errors.NotFound):
+            await run()
+    finally:
+        await engine.stop()
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ in it are then over (EngineLost), later ones are refused until it answers again.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -27,6 +28,7 @@ from inference.adapters.prompts import invalid
 from inference.adapters.upstream import discovery, shapes
 from inference.adapters.upstream.choice import Choice
 from inference.adapters.upstream.embedder import Embedder
+from inference.adapters.upstream.loras import Loras
 from inference.adapters.upstream.refusals import refusal_of
 from inference.adapters.upstream.words import Words
 from inference.adapters.warm_up import PROMPT_IDS, warm_up
@@ -94,6 +96,7 @@ class UpstreamEngine:
         self._generation_tokens = 0
         self._prompt_tokens = 0
         self._embedder = Embedder(self._failure_of)
+        self._loras = Loras()
         self._embedding: set[str] = set()
         self._stopped: set[str] = set()
 
@@ -269,11 +272,7 @@ class UpstreamEngine:
         choice = Choice(job, index, self._words)
         aborted = False
         try:
-            async with self._http.stream(
-                "POST", "/v1/completions", json=body, headers=dict(job.trace_headers)
-            ) as answer:
-                if answer.status_code != httpx.codes.OK:
-                    raise await refusal_of(answer)
+            async with self._asked(job, body) as answer:
                 opened.set_result(None)
                 async for tokens in choice.tokens(answer.aiter_bytes()):
                     self._generation_tokens += len(tokens.token_ids)
@@ -306,6 +305,24 @@ class UpstreamEngine:
         run.items.put_nowait(finished)
         run.items.put_nowait(None)
 
+    @contextlib.asynccontextmanager
+    async def _asked(self, job: port.Job, body: dict[str, Any]) -> AsyncIterator[httpx.Response]:
+        """The server's answer, once it has begun well. A server that was started again knows no
+        adapter that it was given before: it is given it again, and asked again.
+        """
+        for tries_left in (1, 0):
+            async with self._http.stream(
+                "POST", "/v1/completions", json=body, headers=dict(job.trace_headers)
+            ) as answer:
+                if answer.status_code == httpx.codes.OK:
+                    yield answer
+                    return
+                refusal = await refusal_of(answer)
+            forgotten = isinstance(refusal, errors.NotFound) and job.target.adapter
+            if not (tries_left and forgotten):
+                raise refusal
+            await self._loras.again(self._http, job.target.adapter, refusal)
+
     def _failure_of(self, error: Exception) -> Exception:
         """What an error means to the request that met it."""
         if isinstance(error, httpx.ReadTimeout):
@@ -327,27 +344,11 @@ class UpstreamEngine:
 
     async def add_adapter(self, name: str, path: str) -> None:
         """Have the server load an adapter, by the path as the server sees it."""
-        await self._adapter("load", name, {"lora_name": name, "lora_path": path})
+        await self._loras.add(self._http, name, path)
 
     async def remove_adapter(self, name: str) -> None:
         """See engine.Engine.remove_adapter."""
-        await self._adapter("unload", name, {"lora_name": name})
-
-    async def _adapter(self, verb: str, name: str, body: dict[str, str]) -> None:
-        try:
-            answer = await self._http.post(f"/v1/{verb}_lora_adapter", json=body)
-        except httpx.HTTPError as error:
-            raise errors.Unavailable(
-                f"the engine does not answer: {error!r}", reason="ENGINE_AWAY"
-            ) from error
-        if answer.status_code != httpx.codes.OK:
-            if verb == "unload":
-                raise errors.NotFound(f"adapter {name!r} is not loaded", reason="UNKNOWN_MODEL")
-            raise errors.InvalidArgument(
-                f"the server does not load adapter {name!r}: {answer.status_code}"
-                f" {answer.text[:300]}",
-                reason="BAD_ADAPTER",
-            )
+        await self._loras.remove(self._http, name)
 
     async def suspend(self) -> None:
         """Not ours to put to sleep."""

@@ -43,6 +43,7 @@ from tests.integration.openai_server import EMBEDS, OpenAiServer, openai_server
 from tokenizers import Tokenizer
 
 from inference import tinymodel
+from tollbook.client import AsyncClient, Client, InvalidRequest, TokenIds
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
 
@@ -406,3 +407,25 @@ async def test_the_pages_example_runs(service: Service) -> None:
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("2 vectors of 128 components\n")
     assert done.stdout.endswith(" tokens, which is what is charged\n")
+
+
+async def test_the_python_client_gives_vectors_and_what_they_used(service: Service) -> None:
+    async with AsyncClient(service.place.address, secret_of("acct-1")) as client:
+        (model,) = await client.models()
+        assert model.embeds
+        answer = await client.embed(TEXTS, model="tiny", dimensions=64)
+        again = await client.embed(TEXTS, model="tiny", dimensions=64, request_id=answer.request_id)
+        assert (again.replayed, again.vectors) == (True, answer.vectors)
+        assert [len(vector) for vector in answer.vectors] == [64] * len(TEXTS)
+        assert metered_of(await event_of(service, answer.request_id)) == (
+            answer.usage.prompt_tokens
+        )
+        for wrong in ("one text", ["text", TokenIds([1])]):
+            with pytest.raises(InvalidRequest):
+                await client.embed(wrong, model="tiny")  # type: ignore[arg-type]
+
+    def blocking() -> tuple[tuple[float, ...], ...]:
+        with Client(service.place.address, secret_of("acct-1")) as client:
+            return client.embed(TEXTS, model="tiny", dimensions=64).vectors
+
+    assert same(sum(await asyncio.to_thread(blocking), ()), sum(answer.vectors, ()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
@@ -14,9 +14,18 @@ import grpc.aio
 from kernel import grpcs
 from tollbook.client import failures, wire
 from tollbook.client.failures import Failure
-from tollbook.client.request import authorization, metadata, specified
+from tollbook.client.request import authorization, metadata, specified, specified_inputs
 from tollbook.client.retries import TIMEOUT_S, LogicalCall, Retries
-from tollbook.client.shapes import Answer, Model, Piece, Prompt, Sampling, Usage
+from tollbook.client.shapes import (
+    Answer,
+    Embeddings,
+    Model,
+    Piece,
+    Prompt,
+    Sampling,
+    TokenIds,
+    Usage,
+)
 from tollbook.client.splice import Changed, Splice
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.inference.v1 import inference_pb2_grpc
@@ -81,6 +90,20 @@ class AsyncClient:
         call = LogicalCall(spec.request_id, self._retries, timeout_s)
         request = inference.GenerateOnceRequest(spec=spec)
         return wire.answer_of(await self._ask(self._stub.GenerateOnce, request, call))
+
+    async def embed(
+        self,
+        inputs: Sequence[str | TokenIds],
+        *,
+        model: str,
+        dimensions: int | None = None,
+        request_id: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Embeddings:
+        """Vectors of texts, or of token ids. `timeout_s` is for all tries."""
+        request = specified_inputs(inputs, model, dimensions, request_id)
+        call = LogicalCall(request.request_id, self._retries, timeout_s)
+        return wire.embeddings_of(await self._ask(self._stub.Embed, request, call))
 
     async def count_tokens(
         self, prompt: Prompt, *, model: str, timeout_s: float = TIMEOUT_S

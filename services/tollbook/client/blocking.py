@@ -5,7 +5,7 @@ thread of the client's own runs.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from types import TracebackType
 from typing import Any, Self
 from weakref import WeakSet
@@ -14,9 +14,18 @@ import grpc
 
 from kernel import grpcs
 from tollbook.client import failures, wire
-from tollbook.client.request import authorization, metadata, specified
+from tollbook.client.request import authorization, metadata, specified, specified_inputs
 from tollbook.client.retries import TIMEOUT_S, LogicalCall, Retries
-from tollbook.client.shapes import Answer, Model, Piece, Prompt, Sampling, Usage
+from tollbook.client.shapes import (
+    Answer,
+    Embeddings,
+    Model,
+    Piece,
+    Prompt,
+    Sampling,
+    TokenIds,
+    Usage,
+)
 from tollbook.client.splice import Changed, Splice
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.inference.v1 import inference_pb2_grpc
@@ -92,6 +101,20 @@ class Client:
         call = LogicalCall(spec.request_id, self._retries, timeout_s)
         request = inference.GenerateOnceRequest(spec=spec)
         return wire.answer_of(self._ask(self._stub.GenerateOnce, request, call))
+
+    def embed(
+        self,
+        inputs: Sequence[str | TokenIds],
+        *,
+        model: str,
+        dimensions: int | None = None,
+        request_id: str | None = None,
+        timeout_s: float = TIMEOUT_S,
+    ) -> Embeddings:
+        """Vectors of texts, or of token ids. `timeout_s` is for all tries."""
+        request = specified_inputs(inputs, model, dimensions, request_id)
+        call = LogicalCall(request.request_id, self._retries, timeout_s)
+        return wire.embeddings_of(self._ask(self._stub.Embed, request, call))
 
     def count_tokens(self, prompt: Prompt, *, model: str, timeout_s: float = TIMEOUT_S) -> int:
         """Tokens of a prompt, as they would be charged; runs nothing and costs nothing."""

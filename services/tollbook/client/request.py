@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import grpc
 
 from kernel import ids, telemetry
 from tollbook.client.failures import Failure, InvalidRequest
-from tollbook.client.shapes import Prompt, Sampling
-from tollbook.client.wire import spec_of
+from tollbook.client.shapes import Prompt, Sampling, TokenIds
+from tollbook.client.wire import embed_request_of, spec_of
 from tollbook.inference.v1 import inference_pb2 as inference
 
 
@@ -22,12 +24,29 @@ def specified(
     try:
         return spec_of(prompt, model, sampling or Sampling(), request_id)
     except (TypeError, ValueError, AttributeError) as error:
-        failure = Failure(
-            grpc.StatusCode.INVALID_ARGUMENT,
-            f"the request cannot be written: {error}",
-            reason="INVALID_FIELD",
-        )
-        raise InvalidRequest(failure, request_id, tries=0) from error
+        raise _unwritable(error, request_id) from error
+
+
+def specified_inputs(
+    inputs: Sequence[str | TokenIds], model: str, dimensions: int | None, request_id: str | None
+) -> inference.EmbedRequest:
+    """The same for vectors."""
+    request_id = request_id or ids.new_id("req")
+    try:
+        if isinstance(inputs, str):
+            raise TypeError("inputs are a list of texts, not one text")
+        return embed_request_of(inputs, model, dimensions, request_id)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _unwritable(error, request_id) from error
+
+
+def _unwritable(error: Exception, request_id: str) -> InvalidRequest:
+    failure = Failure(
+        grpc.StatusCode.INVALID_ARGUMENT,
+        f"the request cannot be written: {error}",
+        reason="INVALID_FIELD",
+    )
+    return InvalidRequest(failure, request_id, tries=0)
 
 
 def authorization(secret: str) -> tuple[str, str]:

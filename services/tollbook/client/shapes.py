@@ -129,10 +129,24 @@ class Answer:
 
 
 @dataclass(frozen=True, slots=True)
+class Embeddings:
+    """Vectors in order of the inputs. `replayed`: it had been sent before."""
+
+    request_id: str
+    vectors: tuple[tuple[float, ...], ...]
+    usage: Usage
+    replayed: bool
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
-    """A name to ask for. `context_tokens`: prompt and output together, at the most."""
+    """A name to ask for. `context_tokens`: prompt and output together, at the most.
+
+    `embeds`: it gives vectors and generates nothing; the context is then an input's.
+    """
 
     name: str
     base_model: str
     adapter: str
     context_tokens: int
+    embeds: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
@@ -9,6 +10,7 @@ from tollbook.client.shapes import (
     Answer,
     Choice,
     Delta,
+    Embeddings,
     Finished,
     Message,
     Model,
@@ -45,6 +47,29 @@ def spec_of(
             for message in prompt:
                 _add(spec, message)
     return spec
+
+
+def embed_request_of(
+    inputs: Sequence[str | TokenIds], model: str, dimensions: int | None, request_id: str
+) -> inference.EmbedRequest:
+    """The request. Errors: ValueError or TypeError, for a value that no message can hold, or for
+    texts and token ids in one request.
+    """
+    request = inference.EmbedRequest(request_id=request_id, model=model, dimensions=dimensions)
+    for one in inputs:
+        if isinstance(one, TokenIds):
+            request.inputs.add(token_ids=one.token_ids)
+        else:
+            request.texts.append(one)
+    if request.inputs and request.texts:
+        raise ValueError("inputs are either texts or token ids, not both in one request")
+    return request
+
+
+def embeddings_of(message: inference.EmbedResponse) -> Embeddings:
+    """Vectors."""
+    vectors = tuple(tuple(one.values) for one in message.embeddings)
+    return Embeddings(message.request_id, vectors, usage_of(message.usage), message.replayed)
 
 
 def _add(spec: inference.GenerationSpec, message: Message) -> None:
@@ -122,7 +147,7 @@ def usage_of(message: inference.UsageSummary) -> Usage:
 def models_of(message: inference.ListModelsResponse) -> tuple[Model, ...]:
     """What is served, in order of name."""
     return tuple(
-        Model(model.name, model.base_model, model.adapter, model.context_tokens)
+        Model(model.name, model.base_model, model.adapter, model.context_tokens, model.embeds)
         for model in message.models
     )
 

@@ -567,7 +567,7 @@ def told(used: CompletionUsage | None) -> tuple[int, int, int]:
 
 async def test_http_usage_is_what_is_billed_to_the_token(service: Service, kafka: str) -> None:
     """Whole and streamed, chat and completions, choices, stops, and callers that leave."""
-    count = int(os.environ.get("TOLLBOOK_HTTP_REQUESTS", "60"))
+    count = int(os.environ.get("TOLLBOOK_HTTP_REQUESTS", "500"))
     before = await service.engine()
     said: dict[str, tuple[int, int, int]] = {}
     left: set[str] = set()

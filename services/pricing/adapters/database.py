@@ -15,6 +15,8 @@ log = structlog.get_logger()
 CONNECT_TIMEOUT_S: Final = 5
 COMMAND_TIMEOUT_S: Final = 60
 _RETRY_S: Final = 0.25
+_MAX_QUERIES: Final = 10_000_000
+"""Then another connection is made, which plans everything anew while callers wait."""
 _SETTINGS: Final = {"search_path": "pricing", "application_name": "tollbook-pricing"}
 
 # A database that is away, restarting, or that dropped the connection: another moment may mend it.
@@ -49,6 +51,12 @@ async def connect(dsn: str) -> Any:
     )
 
 
+async def _as_it_is(db: Any) -> None:
+    """Give a connection back as it is: nobody who borrows one here sets anything for a session, and
+    the library rolls back what is open. Resetting it all the same was a round trip a use.
+    """
+
+
 async def open_pool(dsn: str, max_size: int, stopped: asyncio.Event) -> Any:
     """Open a pool on a schema of this version; None when stopped while waiting for the server.
 
@@ -66,6 +74,8 @@ async def open_pool(dsn: str, max_size: int, stopped: asyncio.Event) -> Any:
                 timeout=CONNECT_TIMEOUT_S,
                 command_timeout=COMMAND_TIMEOUT_S,
                 server_settings=_SETTINGS,
+                max_queries=_MAX_QUERIES,
+                reset=_as_it_is,
             )
             await check_version(pool)
         except AWAY as error:

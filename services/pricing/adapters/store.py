@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pricing.adapters import bill_store, credit_store, month_store
 from pricing.adapters.alert_store import Watch
@@ -115,7 +115,7 @@ async def _write(db: Any, epoch: int, step: Step, watch: Watch | None) -> None:
         await _write_control(db, step)
         await _write_suspense(db, step)
         together = Together()
-        _write_events(together, step)
+        await _write_events(db, together, step)
         _write_engines(together, step)
         _write_balances(together, step)
         _write_postings(together, step)
@@ -270,13 +270,19 @@ async def _write_suspense(db: Any, step: Step) -> None:
     )
 
 
-def _write_events(together: Together, step: Step) -> None:
+_COPIED_FROM: Final = 2_000
+"""From so many rows on, COPY's own round trips cost less than it saves: 1 to 2 us a row."""
+
+
+async def _write_events(db: Any, together: Together, step: Step) -> None:
     places = [
         (identity, log, position)
         for log, effects in step.effects
         for position, identity in effects.applied.places()
     ]
-    if places:
+    if len(places) >= _COPIED_FROM:
+        await _copy(db, "usage_event", places, ("identity", "log", "log_position"))
+    elif places:
         together.add(
             "INSERT INTO usage_event SELECT * FROM unnest($1::bytea[], $2::text[], $3::bigint[])",
             *columns(places),

@@ -2,8 +2,9 @@
 
 Real traffic repeats few combinations of account, model, outcome and leaf, and
 a charge is linear in the count. So each entry costs a few additions, and the
-catalogue is asked once for each combination. rating.py is the reference:
-both give the same amounts, to the last unit.
+catalogue is asked once for each combination, whatever the number of runs
+(price_book.py). rating.py is the reference: both give the same amounts, to the
+last unit.
 
 A long run is added up by compiled loops where they are loaded (tally.py), and
 only what they do not read is read here one by one.
@@ -14,15 +15,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
-
-import numpy as np
-import numpy.typing as npt
+from typing import NamedTuple
 
 from kernel.clock import us_of
-from pricing.domain.catalogue import Catalogue, Priced
+from pricing.domain.catalogue import Catalogue
 from pricing.domain.charges import Charges
-from pricing.domain.dimensions import EMBEDDING, LeafKey, leaf_key
+from pricing.domain.compiled import columns
 from pricing.domain.events import (
     MAX_QUANTITY,
     UnusableLeafError,
@@ -35,149 +33,80 @@ from pricing.domain.events import (
     usage_event_of,
 )
 from pricing.domain.months import month_of
-from pricing.domain.outcomes import charged_quantity
+from pricing.domain.price_book import (
+    CACHE_WRITE,
+    CACHED,
+    NO_TOKENS,
+    OUTPUT,
+    Book,
+    Dims,
+    Prices,
+    Shape,
+    books_of,
+)
 from pricing.domain.prices import charge_pico
-from pricing.domain.rating import context_units, outcome_word, starts_of
-from pricing.domain.spending import leaf_text, leaf_use, line_use, minutes, use_of
+from pricing.domain.rating import context_units, starts_of
+from pricing.domain.spending import leaf_use, minutes, use_of
 from pricing.domain.state import Applied, Effects, Ignored, Totals, Use
-from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, is_ready, tally
-from pricing.domain.windows import minute_us
+from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, Cell, Tally, is_ready, tally
+from pricing.domain.windows import MINUTE_US, minute_us
 from tollbook.usage.v1 import usage_pb2 as usage
 
-# More than there are minutes up to the last year that a calendar has.
-_MINUTES: Final = 2**33
-_Dims = tuple[int, int, int, int, int, int, str]
+
+class _Owner(NamedTuple):
+    """Whose events they are."""
+
+    account_id: str
+    currency: str | None
+    """None: no account is known by this id at the pin."""
+    totals: Totals
 
 
-class _Group:
-    """All entries of a run that one price rules for each kind of leaf."""
+class _Group(NamedTuple):
+    """Events of a run that one price rules for each kind of leaf."""
 
-    __slots__ = (
-        "account_id",
-        "context_units",
-        "currency",
-        "engine_id",
-        "kinds",
-        "month",
-        "prices",
-        "requests",
-        "sample",
-        "segment",
-        "use",
-    )
-
-    def __init__(
-        self,
-        event: usage.UsageEvent,
-        currency: str | None,
-        segment: int,
-        month: str,
-        context_units: int,
-        prices: dict[_Dims, _Prices],
-        use: Use | None,
-    ) -> None:
-        self.account_id = event.account_id
-        self.engine_id = event.engine_id
-        self.currency = currency
-        self.segment = segment
-        self.month = month
-        self.context_units = context_units
-        """Of one of them: of all of them the price is the same."""
-        self.sample = event
-        self.requests = 0
-        self.prices = prices
-        self.use = use
-        """What it is summed by; None where nothing is."""
-        self.kinds: dict[_Dims, _Kind] = {}
-
-
-class _Prices(NamedTuple):
-    """What prices a kind of leaf, for all groups that are alike but for whose they are."""
-
-    key: LeafKey
-    leaf: str
-    """The key as a use names it."""
-    each: tuple[Priced, ...]
-    """The line's and the surcharges'. Empty: it waits."""
-    rule: str
-    goes_by_one: bool
-    """Whether single leaves matter: a sum of counts would cost something else."""
-    goes_by_place: bool
-    """Whether it matters where in its context a leaf stands."""
-
-
-def _prices(key: LeafKey, priced: Priced | None, outcome: int) -> _Prices:
-    if priced is None:
-        return _Prices(key, leaf_text(key), (), "", False, False)
-    each = (priced, *priced.surcharges)
-    return _Prices(
-        key,
-        leaf_text(key),
-        each,
-        priced.published.card.outcome_rule(outcome_word(outcome)),
-        any(not (one.price.is_even or one.price.is_metered) for one in each),
-        any(one.price.is_graduated for one in each),
-    )
+    owner: _Owner
+    book: Book
+    engine_id: str
+    use: Use | None
+    """What they are summed by; None where nothing is."""
 
 
 class _Kind:
-    """A kind of leaf in a group: its prices, and its counts so far."""
+    """A kind of leaf in a group that is read one by one: its prices, and its counts so far."""
 
-    __slots__ = ("amount", "by_one_pico", "context_units", "end", "first", "prices", "undelivered")
+    __slots__ = ("amount", "by_one_pico", "end", "first", "prices", "undelivered")
 
-    def __init__(self, prices: _Prices, first: int, context_units: int) -> None:
+    def __init__(self, prices: Prices, first: int) -> None:
         self.prices = prices
-        self.context_units = context_units
         self.amount = 0
         self.undelivered = 0
         self.first = first
         self.end = first
-        self.by_one_pico = [0] * len(prices.each)
+        self.by_one_pico = [0] * len(prices.parts)
         """What is charged of single leaves."""
 
-    def add(self, amount: int, undelivered: int, first: int, end: int) -> None:
-        """Add counts of the entries in [first, end)."""
+    def add(self, amount: int, undelivered: int, position: int) -> None:
+        """Add a leaf of the entry at `position`, which is not before any other."""
         self.amount += amount
         self.undelivered += undelivered
-        self.first = min(self.first, first)
-        self.end = max(self.end, end)
+        self.end = position + 1
 
-    def add_one(
-        self, amount: int, undelivered: int, context_units: int, start: int, times: int = 1
-    ) -> None:
-        """Charge a leaf by itself, where that matters."""
-        charged = charged_quantity(amount, undelivered, self.prices.rule)
-        for index, one in enumerate(self.prices.each):
-            if not (one.price.is_even or one.price.is_metered):
-                amount_pico = charge_pico(one.price, charged, context_units, start)
-                self.by_one_pico[index] += times * amount_pico
 
-    def charge(self, group: _Group, charges: Charges) -> None:
-        """Charge what was added up."""
-        uses: list[Use | None] = [None] * len(self.prices.each)
-        if group.use is not None:
-            leaf = self.prices.leaf
-            made = [line_use(group.use, leaf, one) for one in self.prices.each]
-            charges.use(made[0] if made else leaf_use(group.use, leaf), self.amount)
-            uses = [*made]
-        if group.currency is None:
-            return
-        charged = charged_quantity(self.amount, self.undelivered, self.prices.rule)
-        for one, by_one_pico, use in zip(self.prices.each, self.by_one_pico, uses, strict=True):
-            amount_pico = by_one_pico
-            if one.price.is_even:
-                amount_pico = charge_pico(one.price, charged, group.context_units, 0)
-            charges.add(
-                group.account_id,
-                group.currency,
-                one,
-                charged,
-                amount_pico,
-                self.first,
-                self.end,
-                use,
-                group.month,
-            )
+def _add_one(
+    by_one_pico: list[int],
+    prices: Prices,
+    amount: int,
+    undelivered: int,
+    context_units: int,
+    start: int,
+    times: int = 1,
+) -> None:
+    """Charge a leaf by itself, where that matters."""
+    charged = prices.charged(amount, undelivered)
+    for index, part in enumerate(prices.parts):
+        if part.goes_by_one:
+            by_one_pico[index] += times * charge_pico(part.price, charged, context_units, start)
 
 
 class Rated(NamedTuple):
@@ -202,7 +131,7 @@ def rate_run(
     does not read as the contract says is named in `ignored` and counts for
     nothing.
     """
-    run = _Run(log, currency_of, catalogue, charges.sums_use)
+    run = _Run(log, currency_of, catalogue, charges)
     for start in range(0, len(data), MAX_LEAVES):
         part = data[start : start + MAX_LEAVES]
         if len(part) >= MIN_LEAVES and is_ready():
@@ -210,7 +139,7 @@ def rate_run(
         else:
             for position, raw in enumerate(part, first_position + start):
                 run.add(position, raw)
-    return run.finish(charges)
+    return run.finish()
 
 
 class _Run:
@@ -221,15 +150,17 @@ class _Run:
         log: str,
         currency_of: Callable[[str], str | None],
         catalogue: Catalogue,
-        sums_use: bool = True,
+        charges: Charges,
     ) -> None:
         self.effects = Effects()
-        self._sums_use = sums_use
         self._log = log
         self._currency_of = currency_of
         self._catalogue = catalogue
-        self._groups: dict[tuple[str | int, ...], _Group] = {}
-        self._priced: dict[tuple[str | int | None, ...], dict[_Dims, _Prices]] = {}
+        self._books = books_of(catalogue)
+        self._charges = charges
+        self._owners: dict[str, _Owner] = {}
+        self._groups: dict[tuple[str, str, Shape, Use | None], _Group] = {}
+        self._kinds: dict[tuple[int, Dims], tuple[_Group, _Kind]] = {}
         self._unpriced: list[int] = []
 
     def add(self, position: int, raw: bytes) -> None:
@@ -249,79 +180,174 @@ class _Run:
 
     def add_tally(self, first_position: int, data: Sequence[bytes]) -> None:
         """Add leaves by the compiled loops, and one by one those that these do not read."""
-        of_time = self._stretch_of_time if self._sums_use else self._catalogue.segments
-        found = tally(data, of_time, self._catalogue.context_bounds, self._sums_use)
-        groups: list[_Group] = []
-        for of_group in found.groups():
-            record = record_of(data[of_group.sample])
-            if record is None:
-                raise AssertionError("a leaf that was added up holds no accepted record")
-            group = self._group_of(usage_event_of(record))
-            group.requests += of_group.requests
-            groups.append(group)
-        by_one: dict[int, _Kind] = {}
-        unpriced: list[int] = []
+        by_use = self._charges.sums_use
+        found = tally(
+            data,
+            self._catalogue.segments,
+            self._catalogue.context_bounds,
+            minutes if by_use else None,
+        )
+        groups = self._groups_of(found, data)
+        single: dict[int, tuple[_Group, Prices, Cell]] = {}
         for number, cell in enumerate(found.cells()):
             group = groups[cell.group]
-            first, end = first_position + cell.first, first_position + cell.end
-            kind = self._kind(group, cell.dimensions, first)
-            kind.add(cell.amount, cell.undelivered, first, end)
-            if not kind.prices.each:
-                unpriced.append(number)
-            elif kind.prices.goes_by_one:
-                by_one[number] = kind
-        single = found.quantities_of([*unpriced, *by_one])
-        waiting = {first_position + index for cell in unpriced for index, _, _ in single[cell]}
+            prices = group.book.packed(cell.kinds, found.attribute(cell))
+            if prices.goes_by_one or not prices.parts:
+                single[number] = group, prices, cell
+            else:
+                self._charge(
+                    group,
+                    prices,
+                    cell.amount,
+                    cell.undelivered,
+                    first_position + cell.first,
+                    first_position + cell.end,
+                )
+        counts = found.quantities_of([*single])
+        waiting: set[int] = set()
+        for number, (group, prices, cell) in single.items():
+            by_one_pico: list[int] | None = None
+            if prices.parts:
+                by_one_pico = _by_one(group, prices, first_position, data, counts[number])
+            else:
+                waiting |= {first_position + index for index, _, _ in counts[number]}
+            self._charge(
+                group,
+                prices,
+                cell.amount,
+                cell.undelivered,
+                first_position + cell.first,
+                first_position + cell.end,
+                by_one_pico,
+            )
         self._unpriced += waiting
-        for number, kind in by_one.items():
-            self._add_single(kind, first_position, data, single[number])
-        account_ids = [group.account_id for group in groups]
         self.effects.applied.add(
             found.events,
-            lambda: found.applied(first_position, account_ids),
-            lambda: found.places(first_position, account_ids),
+            lambda: found.applied(first_position),
+            lambda: found.places(first_position),
         )
-        odd = found.odd()
-        for index in odd:
+        for index in found.odd():
             self.add(first_position + index, data[index])
 
-    def _stretch_of_time(self, times_us: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """A number for each instant, the same for those of one segment and one minute."""
-        return self._catalogue.segments(times_us) * _MINUTES + minutes(times_us)
+    def _groups_of(self, found: Tally, data: Sequence[bytes]) -> list[_Group]:
+        """What a tally's groups are charged by, with their events counted."""
+        groups: list[_Group] = []
+        shapes: list[tuple[Shape, int] | None] = [None] * found.shapes
+        account_ids = found.texts(columns.ACCOUNT_ID)
+        engine_ids = found.texts(columns.ENGINE_ID)
+        by_use = self._charges.sums_use
+        project_ids = found.texts(columns.PROJECT_ID) if by_use else account_ids
+        key_ids = found.texts(columns.KEY_ID) if by_use else account_ids
+        for of_group, account_id, engine_id, project_id, key_id in zip(
+            found.groups(), account_ids, engine_ids, project_ids, key_ids, strict=True
+        ):
+            known = shapes[of_group.shape]
+            if known is None:
+                event = _event_in(data[of_group.sample])
+                shape = self._shape(event, us_of(event.event_time), of_group.segment)
+                known = shapes[of_group.shape] = shape, _context_units(event)
+            shape, length = known
+            owner = self._owner(account_id)
+            use = None
+            if by_use:
+                minute = of_group.minute * MINUTE_US
+                use = use_of(account_id, project_id, key_id, shape.context, shape.outcome, minute)
+            groups.append(self._counted(owner, engine_id, shape, length, use, of_group.requests))
+        return groups
 
-    def _add_single(
+    def _shape(self, event: usage.UsageEvent, time_us: int, segment: int) -> Shape:
+        band = bisect_right(self._catalogue.context_bounds, _context_units(event))
+        return Shape(context_of(event), event.outcome, segment, band, month_of(time_us))
+
+    def _owner(self, account_id: str) -> _Owner:
+        owner = self._owners.get(account_id)
+        if owner is None:
+            totals = self.effects.total_of(account_id)
+            owner = _Owner(account_id, self._currency_of(account_id), totals)
+            self._owners[account_id] = owner
+        return owner
+
+    def _counted(
         self,
-        kind: _Kind,
-        first_position: int,
-        data: Sequence[bytes],
-        quantities: Sequence[tuple[int, int, int]],
+        owner: _Owner,
+        engine_id: str,
+        shape: Shape,
+        length: int,
+        use: Use | None,
+        requests: int,
+    ) -> _Group:
+        """A group, with so many events more counted."""
+        owner.totals.requests += requests
+        if use is not None:
+            self._charges.use(use, requests)
+        book = self._books.of(owner.account_id, owner.currency, shape, length)
+        return _Group(owner, book, engine_id, use)
+
+    def _charge(
+        self,
+        group: _Group,
+        prices: Prices,
+        amount: int,
+        undelivered: int,
+        first: int,
+        end: int,
+        by_one_pico: Sequence[int] | None = None,
     ) -> None:
-        """Charge a kind's leaves one by one: (index of the event, amount, undelivered)."""
-        if not kind.prices.goes_by_place:
-            # The context's length is within one band: any of the group's is as good.
-            counts = Counter((amount, undelivered) for _, amount, undelivered in quantities)
-            for (amount, undelivered), times in counts.items():
-                kind.add_one(amount, undelivered, kind.context_units, 0, times)
+        """Charge what was added up of a kind of leaf at positions [first, end)."""
+        owner, use = group.owner, group.use
+        if prices.tokens is not NO_TOKENS:
+            self._count(owner.totals, prices.tokens, amount)
+            if prices.is_generated and group.engine_id:
+                self.effects.engine_of(group.engine_id).event_tokens += amount
+        account_id, currency, _ = owner
+        if not prices.parts or currency is None:
+            if use is not None:
+                self._charges.use(leaf_use(use, prices.text), amount)
             return
-        for index in dict.fromkeys(index for index, _, _ in quantities):
-            event = read_event(first_position + index, data[index])
-            length = context_units(event)
-            for leaf, start in zip(event.leaves, starts_of(event), strict=True):
-                if leaf.key == kind.prices.key:
-                    kind.add_one(leaf.amount, leaf.undelivered, length, start)
+        charged = prices.charged(amount, undelivered)
+        month = group.book.shape.month
+        used = amount
+        for index, part in enumerate(prices.parts):
+            amount_pico = charged * part.unit_pico
+            if by_one_pico is not None and part.goes_by_one:
+                amount_pico = by_one_pico[index]
+            self._charges.add(
+                account_id,
+                currency,
+                part.priced,
+                charged,
+                amount_pico,
+                first,
+                end,
+                None if use is None else leaf_use(use, prices.text, *part.of_line),
+                month,
+                used=used,
+            )
+            # What was used is counted with the line that prices it, not with its surcharges.
+            used = 0
+
+    def _count(self, totals: Totals, tokens: str, amount: int) -> None:
+        if tokens is OUTPUT:
+            totals.output_tokens += amount
+        elif tokens is CACHED:
+            totals.cached_tokens += amount
+        elif tokens is CACHE_WRITE:
+            totals.cache_write_tokens += amount
+        else:
+            totals.input_tokens += amount
 
     def _add_event(self, position: int, record: usage.UsageRecord) -> None:
         event = usage_event_of(record)
         if not event.account_id:
             raise UnusableLeafError("a usage event without an account")
-        counts: list[tuple[_Dims, int, int, int]] = []
+        counts: list[tuple[Dims, int, int, int]] = []
         # Counts are all checked before any is added: an entry counts whole or not at all.
         for index, item in enumerate(event.quantities):
             amount, undelivered = item.amount, item.undelivered_amount
             if not 0 <= undelivered <= amount <= MAX_QUANTITY:
                 check_counts(amount, undelivered)
             if amount:
-                dims: _Dims = (
+                dims: Dims = (
                     item.unit,
                     item.direction,
                     item.modality,
@@ -332,19 +358,18 @@ class _Run:
                 )
                 counts.append((dims, amount, undelivered, index))
         group = self._group_of(event)
-        group.requests += 1
         length = _context_units(event)
         waits = False
         for dims, amount, undelivered, index in counts:
             kind = self._kind(group, dims, position)
-            kind.add(amount, undelivered, position, position + 1)
-            if not kind.prices.each:
+            kind.add(amount, undelivered, position)
+            if not kind.prices.parts:
                 waits = True
             elif kind.prices.goes_by_one:
                 start = 0
                 if kind.prices.goes_by_place:
                     start = starts_of(event_of(position, event))[index]
-                kind.add_one(amount, undelivered, length, start)
+                _add_one(kind.by_one_pico, kind.prices, amount, undelivered, length, start)
         if waits:
             self._unpriced.append(position)
         self.effects.applied.append(
@@ -352,78 +377,80 @@ class _Run:
         )
 
     def _group_of(self, event: usage.UsageEvent) -> _Group:
+        """The group of an event that is read by itself, with it counted."""
         time_us = us_of(event.event_time)
-        segment = self._catalogue.segment(time_us)
+        shape = self._shape(event, time_us, self._catalogue.segment(time_us))
+        use = None
+        if self._charges.sums_use:
+            minute = minute_us(time_us)
+            use = use_of(
+                event.account_id,
+                event.project_id,
+                event.key_id,
+                shape.context,
+                shape.outcome,
+                minute,
+            )
         length = _context_units(event)
-        prices_by: tuple[str | int, ...] = (
-            event.served_model,
-            event.base_model,
-            event.adapter,
-            event.service_tier,
-            event.region,
-            event.outcome,
-            segment,
-            bisect_right(self._catalogue.context_bounds, length),
-        )
-        sums_by: tuple[str | int, ...] = ()
-        if self._sums_use:
-            sums_by = event.project_id, event.key_id, minute_us(time_us)
-        key = (event.account_id, event.engine_id, *prices_by, *sums_by)
-        group = self._groups.get(key)
-        if group is None:
-            currency = self._currency_of(event.account_id)
-            alike = (self._catalogue.priced_as(event.account_id), currency, *prices_by)
-            prices = self._priced.setdefault(alike, {})
-            use = use_of(event, minute_us(time_us)) if self._sums_use else None
-            group = self._groups[key] = _Group(
-                event, currency, segment, month_of(time_us), length, prices, use
+        owner = self._owner(event.account_id)
+        made = self._counted(owner, event.engine_id, shape, length, use, 1)
+        return self._groups.setdefault((event.account_id, event.engine_id, shape, use), made)
+
+    def _kind(self, group: _Group, dims: Dims, position: int) -> _Kind:
+        found = self._kinds.get((id(group), dims))
+        if found is None:
+            # The group is held beside, so that no other has its place in memory.
+            found = group, _Kind(group.book.of(dims), position)
+            self._kinds[id(group), dims] = found
+        return found[1]
+
+    def finish(self) -> Rated:
+        """Charge what is left, and give what else the run changes."""
+        for group, kind in self._kinds.values():
+            self._charge(
+                group,
+                kind.prices,
+                kind.amount,
+                kind.undelivered,
+                kind.first,
+                kind.end,
+                kind.by_one_pico,
             )
-        return group
-
-    def _kind(self, group: _Group, dims: _Dims, position: int) -> _Kind:
-        kind = group.kinds.get(dims)
-        if kind is None:
-            prices = group.prices.get(dims)
-            if prices is None:
-                prices = group.prices[dims] = self._price(group, dims)
-            kind = group.kinds[dims] = _Kind(prices, position, group.context_units)
-        return kind
-
-    def _price(self, group: _Group, dims: _Dims) -> _Prices:
-        key = leaf_key(*dims)
-        priced: Priced | None = None
-        if group.currency is not None:
-            priced = self._catalogue.price(
-                group.account_id, group.currency, group.segment, context_of(group.sample), key
-            )
-        return _prices(key, priced, group.sample.outcome)
-
-    def finish(self, charges: Charges) -> Rated:
-        """Charge everything, and give what else the run changes."""
-        for group in self._groups.values():
-            totals = self.effects.total_of(group.account_id)
-            totals.requests += group.requests
-            if group.use is not None:
-                charges.use(group.use, group.requests)
-            for kind in group.kinds.values():
-                self._count(group, totals, kind.prices.key, kind.amount)
-                kind.charge(group, charges)
+        self._kinds = {}
         return Rated(self.effects, sorted(self._unpriced))
 
-    def _count(self, group: _Group, totals: Totals, key: LeafKey, amount: int) -> None:
-        if key.unit != "token":
-            return
-        if group.engine_id and (key.direction == "out" or key.token_kind == EMBEDDING):
-            self.effects.engine_of(group.engine_id).event_tokens += amount
-        if key.direction == "out":
-            totals.output_tokens += amount
-        elif key.direction == "in":
-            if key.cache_use == "read":
-                totals.cached_tokens += amount
-            elif key.cache_use == "write":
-                totals.cache_write_tokens += amount
-            else:
-                totals.input_tokens += amount
+
+def _by_one(
+    group: _Group,
+    prices: Prices,
+    first_position: int,
+    data: Sequence[bytes],
+    quantities: Sequence[tuple[int, int, int]],
+) -> list[int]:
+    """What leaves cost one by one: (index of the event, amount, undelivered)."""
+    by_one_pico = [0] * len(prices.parts)
+    if not prices.goes_by_place:
+        # The context's length is within one band: any of the group's is as good.
+        length = group.book.context_units
+        counts = Counter((amount, undelivered) for _, amount, undelivered in quantities)
+        for (amount, undelivered), times in counts.items():
+            _add_one(by_one_pico, prices, amount, undelivered, length, 0, times)
+        return by_one_pico
+    for index in dict.fromkeys(index for index, _, _ in quantities):
+        event = read_event(first_position + index, data[index])
+        length = context_units(event)
+        for leaf, start in zip(event.leaves, starts_of(event), strict=True):
+            if leaf.key == prices.key:
+                _add_one(by_one_pico, prices, leaf.amount, leaf.undelivered, length, start)
+    return by_one_pico
+
+
+def _event_in(raw: bytes) -> usage.UsageEvent:
+    """The event in a leaf that was added up."""
+    record = record_of(raw)
+    if record is None:
+        raise AssertionError("a leaf that was added up holds no accepted record")
+    return usage_event_of(record)
 
 
 def _context_units(event: usage.UsageEvent) -> int:

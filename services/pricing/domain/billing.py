@@ -28,6 +28,7 @@ COMMITMENT: Final = "commitment"
 CORRECTION: Final = "correction"
 _REVENUE: Final = books.revenue("")
 _CUSTOMER: Final = books.customer("")
+_OF_USAGE: Final = (books.USAGE, books.SUSPENSE, books.ADJUSTMENT, books.COMMITMENT)
 
 Version = Callable[[str, int], PublishedCard]
 """A version of a card by its id and number."""
@@ -87,7 +88,6 @@ class Bills:
         self.credits: dict[str, list[Credit]] = {}
         self._closings: dict[str, dict[MonthKey, tuple[int, int]]] = {}
         """(control position, version) of the commitments' closed months, by account."""
-        self._metered: set[tuple[str, int, str]] = set()
 
     def logs_of(self, account_id: str) -> list[str]:
         """The usage logs that an account's charges are from, in order."""
@@ -109,8 +109,6 @@ class Bills:
 
     def put(self, account_id: str, key: BillKey, origin: Origin, more: Billed) -> None:
         """Add to a sum."""
-        if key.factor is not None:
-            self._metered.add((key.card_id, key.version, key.line_id))
         origins = self.sums.setdefault(account_id, {}).setdefault(key, {})
         older = origins.get(origin)
         origins[origin] = more if older is None else older.plus(more)
@@ -123,11 +121,11 @@ class Bills:
             for layer, units in move.units:
                 key = BillKey(meter.currency, meter.period, meter.card_id, meter.meter, *layer)
                 self._enter(account_id, key, origin, Billed(units, 0), effects)
-        for one, units in effects.counted.items():
+        for one, billed in effects.counted.items():
             origin = self._origin(one.log, one.control_position, pin)
             what = one.month, one.card_id, "", one.version, one.line_id, None, one.rule
             key = BillKey(one.currency, *what)
-            self._enter(one.account_id, key, origin, Billed(units, 0), effects)
+            self._enter(one.account_id, key, origin, billed, effects)
         for posting in effects.postings:
             self._book(posting, pin, effects)
         for month in effects.month_moves:
@@ -148,22 +146,16 @@ class Bills:
             effects.billed.append((account_id, key, origin, billed))
 
     def _book(self, posting: Posting, pin: int, effects: Effects) -> None:
-        charged = posting.credit.startswith(_REVENUE)
-        if not charged and not posting.debit.startswith(_REVENUE):
+        """Take in a posting that usage did not make: its charges are counted beside theirs."""
+        if posting.kind in _OF_USAGE:
+            return
+        if posting.kind != books.CORRECTION:
             self._credit(posting)
             return
-        if posting.kind == books.COMMITMENT:
-            return
-        if (posting.card_id, posting.card_version, posting.line_id) in self._metered and (
-            posting.kind != books.CORRECTION
-        ):
-            return
+        charged = posting.credit.startswith(_REVENUE)
         side = posting.debit if charged else posting.credit
         account_id = side.removeprefix(_CUSTOMER)
-        corrects = posting.kind == books.CORRECTION
-        origin = self._origin(
-            CONTROL_LOG if corrects else posting.log, posting.control_position, pin
-        )
+        origin = self._origin(CONTROL_LOG, posting.control_position, pin)
         key = BillKey(
             posting.currency,
             posting.period,
@@ -172,12 +164,10 @@ class Bills:
             posting.card_version,
             posting.line_id,
             None,
-            CORRECTION if corrects else posting.rule,
+            CORRECTION,
         )
         amount_pico = posting.amount_pico if charged else -posting.amount_pico
-        # What usage charges is counted beside its postings: units that cost nothing have none.
-        billed = Billed(posting.quantity if corrects else 0, amount_pico)
-        self._enter(account_id, key, origin, billed, effects)
+        self._enter(account_id, key, origin, Billed(posting.quantity, amount_pico), effects)
 
     def _credit(self, posting: Posting) -> None:
         if posting.log != CONTROL_LOG or posting.kind == books.ROUNDING:

@@ -115,6 +115,8 @@ class Catalogue:
         )
         self._in_force: dict[tuple[str, str, int], tuple[PublishedCard, ...]] = {}
         self._found: dict[tuple[str, str, int, Context, LeafKey], Priced | None] = {}
+        self.remembered: dict[type, object] = {}
+        """What others make of its answers, by the kind of it, to have it as long as these hold."""
 
     @property
     def published(self) -> Sequence[PublishedCard]:

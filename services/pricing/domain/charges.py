@@ -13,7 +13,7 @@ from pricing.domain import books
 from pricing.domain.books import NO_CONTROL, Posting
 from pricing.domain.catalogue import Priced, PublishedCard
 from pricing.domain.meters import Commitments, Layer, MeterKey, Meters, MonthKey, meter_of
-from pricing.domain.state import Counted, Effects, MeterMove, MonthMove, Use
+from pricing.domain.state import Billed, Counted, Effects, MeterMove, MonthMove, Use
 
 # A posting's quantity is a 64-bit number in the contract: a fold stops well
 # before it would not fit, and goes on in another posting.
@@ -51,6 +51,8 @@ class Charges:
         self._meters = meters
         self._commitments = commitments
         self._sums: dict[tuple[_ChargeKey, int], list[int]] = {}
+        self._measured: dict[tuple[_ChargeKey, int], list[int]] = {}
+        """The same, of what a month decides."""
         self._overflows = 0
         self._units: dict[tuple[int, MeterKey], dict[Layer, _Units]] = {}
         self._months: dict[tuple[int, MonthKey, int], tuple[PublishedCard, list[int]]] = {}
@@ -70,47 +72,92 @@ class Charges:
         use: Use | None,
         month: str,
         control_position: int = NO_CONTROL,
+        used: int = 0,
     ) -> None:
         """Charge a count of units at positions [first, end). What comes to 0 is no posting.
 
         Of a metered line the amount is found when the run is finished. `use`
-        is what the charge is summed by; None where nothing is. `month` is that
-        of the events, which the charge is billed in unless the card has months
-        of its own.
+        is what the charge is summed by; None where nothing is; `used` counts
+        there, whatever is charged of it. `month` is that of the events, which
+        the charge is billed in unless the card has months of its own.
         """
+        if priced.price.is_metered:
+            if use is not None and used:
+                self._effects.use(use, used, 0, 0)
+            if quantity:
+                where = first, end, control_position
+                self._measure(account_id, currency, priced, quantity, where, use)
+            return
+        if use is not None and (used or quantity):
+            self._effects.use(use, used, quantity, amount_pico)
         if not quantity:
             return
-        if priced.price.is_metered:
-            key, layer = meter_of(account_id, currency, priced)
-            layers = self._units.setdefault((control_position, key), {})
-            found = layers.get(layer)
-            if found is None:
-                layers[layer] = _Units(priced, quantity, first, end)
-            else:
-                found.units += quantity
-                found.first = min(found.first, first)
-                found.end = max(found.end, end)
-            if use is not None:
-                uses = self._metered.setdefault((control_position, key, layer), {})
-                uses[use] = uses.get(use, 0) + quantity
-            return
-        if use is not None:
-            self._effects.use(use, 0, quantity, amount_pico)
-        kind = books.USAGE if control_position == NO_CONTROL else books.SUSPENSE
-        what = priced.line.line_id, priced.rule_text, priced.period or month
-        if self._counts_units:
-            card = priced.published.card.card_id, priced.published.version
-            counted = Counted(account_id, currency, *card, *what, self._log, control_position)
-            self._effects.counted[counted] = self._effects.counted.get(counted, 0) + quantity
-        self._charge(
-            (account_id, currency),
-            priced.published,
-            what,
-            kind,
-            quantity,
-            amount_pico,
-            (first, end, control_position),
+        known = priced.published
+        key = (
+            account_id,
+            currency,
+            known.card.card_id,
+            known.version,
+            known.content_hash,
+            priced.line.line_id,
+            books.USAGE if control_position == NO_CONTROL else books.SUSPENSE,
+            control_position,
+            priced.rule_text,
+            priced.period or month,
         )
+        self._sum(self._sums, key, amount_pico, quantity, first, end)
+        if amount_pico and known.card.commitment is not None:
+            where = first, end, control_position
+            self._count_month((account_id, currency), known, key[9], amount_pico, where)
+
+    def _measure(
+        self,
+        account_id: str,
+        currency: str,
+        priced: Priced,
+        quantity: int,
+        where: tuple[int, int, int],
+        use: Use | None,
+    ) -> None:
+        """Count units of a metered line."""
+        first, end, control_position = where
+        key, layer = meter_of(account_id, currency, priced)
+        layers = self._units.setdefault((control_position, key), {})
+        found = layers.get(layer)
+        if found is None:
+            layers[layer] = _Units(priced, quantity, first, end)
+        else:
+            found.units += quantity
+            found.first = min(found.first, first)
+            found.end = max(found.end, end)
+        if use is not None:
+            uses = self._metered.setdefault((control_position, key, layer), {})
+            uses[use] = uses.get(use, 0) + quantity
+
+    def _sum(
+        self,
+        into: dict[tuple[_ChargeKey, int], list[int]],
+        key: _ChargeKey,
+        amount_pico: int,
+        quantity: int,
+        first: int,
+        end: int,
+    ) -> None:
+        """Add an amount that is not below 0 to those that are folded with it."""
+        sums = into.get((key, 0))
+        if sums is None:
+            into[key, 0] = [amount_pico, quantity, first, end]
+        elif sums[1] + quantity > _MAX_QUANTITY:
+            self._overflows += 1
+            into[key, self._overflows] = sums
+            into[key, 0] = [amount_pico, quantity, first, end]
+        else:
+            sums[0] += amount_pico
+            sums[1] += quantity
+            if first < sums[2]:
+                sums[2] = first
+            if end > sums[3]:
+                sums[3] = end
 
     def use(self, use: Use, amount: int) -> None:
         """Count what was used, whatever it is charged."""
@@ -140,7 +187,7 @@ class Charges:
         amount_pico: int,
         where: tuple[int, int, int],
     ) -> None:
-        """Add an amount that is not below 0."""
+        """Add an amount, not below 0, that a month decides."""
         if not amount_pico:
             return
         account_id, currency = whose
@@ -161,18 +208,7 @@ class Charges:
         )
         if card.commitment is not None and kind != books.COMMITMENT:
             self._count_month(whose, known, period, amount_pico, where)
-        sums = self._sums.get((key, 0))
-        if sums is None:
-            self._sums[key, 0] = [amount_pico, quantity, first, end]
-        elif sums[1] + quantity > _MAX_QUANTITY:
-            self._overflows += 1
-            self._sums[key, self._overflows] = sums
-            self._sums[key, 0] = [amount_pico, quantity, first, end]
-        else:
-            sums[0] += amount_pico
-            sums[1] += quantity
-            sums[2] = min(sums[2], first)
-            sums[3] = max(sums[3], end)
+        self._sum(self._measured, key, amount_pico, quantity, first, end)
 
     def _count_month(
         self,
@@ -195,14 +231,32 @@ class Charges:
         self._through_the_months()
         effects.postings += self._postings()
         effects.meter_moves += self._effects.meter_moves
-        for counted, units in self._effects.counted.items():
-            effects.counted[counted] = effects.counted.get(counted, 0) + units
+        if self._counts_units:
+            self._count_units(effects.counted)
         effects.month_moves += self._effects.month_moves
         if not effects.used:
             effects.used = self._effects.used
         else:
             for use, used in self._effects.used.items():
                 effects.use(use, *used)
+
+    def _count_units(self, into: dict[Counted, Billed]) -> None:
+        """Count units for bills, and what they come to: those that cost nothing among them."""
+        for (key, _), (amount_pico, units, _, _) in self._sums.items():
+            account_id, currency, card_id, version, _, line_id, _, position, rule, period = key
+            counted = Counted(
+                account_id,
+                currency,
+                card_id,
+                version,
+                line_id,
+                rule,
+                period,
+                self._log,
+                position,
+            )
+            older, more = into.get(counted), Billed(units, amount_pico)
+            into[counted] = more if older is None else older.plus(more)
 
     def _through_the_months(self) -> None:
         for (control_position, key), layers in sorted(
@@ -249,7 +303,10 @@ class Charges:
                     period,
                 ),
                 _,
-            ), (amount_pico, quantity, first, end) in sorted(self._sums.items())
+            ), (amount_pico, quantity, first, end) in sorted(
+                (*self._sums.items(), *self._measured.items())
+            )
+            if amount_pico
         ] + sorted(self._back)
 
     def _meter(self, control_position: int, key: MeterKey, layers: dict[Layer, _Units]) -> None:

@@ -10,25 +10,26 @@ import numpy as np
 import numpy.typing as npt
 
 from pricing.domain.catalogue import Priced
-from pricing.domain.dimensions import STANDARD_TIER, LeafKey
+from pricing.domain.dimensions import Context, LeafKey
 from pricing.domain.events import Event
 from pricing.domain.rating import outcome_word
 from pricing.domain.state import EVENT, Use
 from pricing.domain.windows import LAST_US, MINUTE_US, minute_us
-from tollbook.usage.v1 import usage_pb2 as usage
 
 
-def use_of(event: usage.UsageEvent, minute: int) -> Use:
-    """What an event is summed by, as it stands in its record; `minute` is of its time."""
+def use_of(
+    account_id: str, project_id: str, key_id: str, context: Context, outcome: int, minute: int
+) -> Use:
+    """What an event is summed by; `minute` is of its time."""
     return Use(
-        event.account_id,
-        event.project_id,
-        event.key_id,
-        event.served_model,
-        event.adapter,
-        event.service_tier or STANDARD_TIER,
-        event.region,
-        outcome_word(event.outcome),
+        account_id,
+        project_id,
+        key_id,
+        context.model,
+        context.adapter,
+        context.service_tier,
+        context.region,
+        outcome_word(outcome),
         EVENT,
         minute,
     )
@@ -36,17 +37,12 @@ def use_of(event: usage.UsageEvent, minute: int) -> Use:
 
 def use_of_event(event: Event) -> Use:
     """The same, of an event as rating reads it."""
-    context = event.context
-    return Use(
+    return use_of(
         event.account_id,
         event.project_id,
         event.key_id,
-        context.model,
-        context.adapter,
-        context.service_tier,
-        context.region,
-        outcome_word(event.outcome),
-        EVENT,
+        event.context,
+        event.outcome,
         minute_us(event.event_time_us),
     )
 

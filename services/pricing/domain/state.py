@@ -371,8 +371,8 @@ class Effects:
     closed: list[Closed] = field(default_factory=list)
     meter_moves: list[MeterMove] = field(default_factory=list)
     month_moves: list[MonthMove] = field(default_factory=list)
-    counted: dict[Counted, int] = field(default_factory=dict)
-    """Units charged by lines that are not metered."""
+    counted: dict[Counted, Billed] = field(default_factory=dict)
+    """Units that lines which are not metered charge, and what they come to."""
     billed: list[tuple[str, BillKey, Origin, Billed]] = field(default_factory=list)
     """(account_id, what, from where, how much) of usage that is to be billed."""
     closes: list[tuple[int, PeriodClosed]] = field(default_factory=list)
@@ -387,8 +387,14 @@ class Effects:
 
     def total_of(self, account_id: str) -> Totals:
         """The account's totals in this step."""
-        return self.totals.setdefault(account_id, Totals())
+        found = self.totals.get(account_id)
+        if found is None:
+            found = self.totals[account_id] = Totals()
+        return found
 
     def engine_of(self, engine_id: str) -> Engine:
         """The engine's counters in this step."""
-        return self.engines.setdefault(engine_id, Engine())
+        found = self.engines.get(engine_id)
+        if found is None:
+            found = self.engines[engine_id] = Engine()
+        return found

@@ -1,11 +1,12 @@
 """A run of usage leaves, added up: groups of like events, and their counts by kind of leaf.
 
-The loops that do it (loops.py) take seconds to load the first time. So a
+The loops that do it (compiled/) take seconds to load the first time. So a
 process asks for them by `prepare` and goes on without until they are there;
 with them or without, batch.py comes to the same.
 
-A run is read in stretches that fit a processor's cache, and what is asked of
-single events later is read again: that is quicker than keeping it.
+A run is read in stretches that fit a processor's cache, each joined from its
+leaves when its turn comes; what is asked of single events later is read again:
+that is quicker than keeping it.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from kernel import leaf as leaves
+from pricing.domain.compiled import columns as at
+from pricing.domain.compiled.columns import PADDING
 from pricing.domain.identity import digest_of, identity_prefix
 from pricing.domain.state import Applied
 from tollbook.ledger.v1 import ledger_pb2 as ledger
@@ -28,10 +31,13 @@ MIN_LEAVES: Final = 256
 """Below it, one by one is as quick."""
 _STRETCH_LEAVES: Final = 2_048
 _FIRST_ENTRIES: Final = 4_096
+_FIRST_TEXT_BYTES: Final = 1 << 20
 _QUANTITIES_A_LEAF: Final = 8
 """Room that is made; what does not fit is read one by one."""
+_PADDING: Final = bytes(PADDING)
 
 Numbers = npt.NDArray[np.int64]
+Bytes = npt.NDArray[np.uint8]
 
 _loops: ModuleType | None = None
 
@@ -39,11 +45,11 @@ _loops: ModuleType | None = None
 def prepare() -> None:
     """Load the compiled loops and run them once. Takes seconds; may run in a thread."""
     global _loops
-    from pricing.domain import loops
+    from pricing.domain.compiled import summing
 
     raw = leaves.encode(ledger.DISPOSITION_ACCEPTED, 0, 0, 0, b"", b"")
-    Tally(loops, [raw], np.zeros_like, (), True)
-    _loops = loops
+    Tally(summing, [raw], np.zeros_like, (), np.zeros_like).make_room_again()
+    _loops = summing
 
 
 def is_ready() -> bool:
@@ -52,20 +58,32 @@ def is_ready() -> bool:
 
 
 class Group(NamedTuple):
-    """Events that are alike in all that selects a price."""
+    """Events that are alike in all they are charged and summed by. In the order of `columns`."""
 
+    outcome: int
+    segment: int
+    band: int
+    minute: int
     sample: int
     """Index of the first of them in the run."""
     requests: int
+    shape: int
+    """Number of what selects their prices: all but whose they are, and the minute."""
 
 
 class Cell(NamedTuple):
-    """What a group's events used of one kind of leaf. Indexes are of leaves in the run."""
+    """What a group's events used of one kind of leaf. Indexes are of leaves in the run.
 
-    group: int
-    dimensions: tuple[int, int, int, int, int, int, str]
+    In the order of `columns`.
+    """
+
+    kinds: int
+    """The six dimensions in one number; see `Tally.dimensions`."""
+    attribute_at: int
+    attribute_bytes: int
     amount: int
     undelivered: int
+    group: int
     first: int
     end: int
 
@@ -74,6 +92,7 @@ class _Stretch(NamedTuple):
     """A part of a run as it was read, until the next is read."""
 
     first: int
+    joined: bytes
     status: npt.NDArray[np.uint8]
     texts: Numbers
     quantities: Numbers
@@ -90,56 +109,63 @@ class Tally:
         data: Sequence[bytes],
         segments_of: Callable[[Numbers], Numbers],
         context_bounds: Sequence[int],
-        by_key: bool,
+        minutes_of: Callable[[Numbers], Numbers] | None,
     ) -> None:
         self._loops = loops
-        self._texts_end = loops.TRACE_ID if by_key else loops.PROJECT_ID
-        count = len(data)
-        self._joined = b"".join(data)
-        self._starts = np.zeros(count + 1, dtype=np.int64)
-        np.cumsum(np.fromiter(map(len, data), dtype=np.int64, count=count), out=self._starts[1:])
+        self._texts_end = at.OWNER_TEXTS if minutes_of is None else at.USE_TEXTS
+        self._data = data
         self._segments_of = segments_of
+        self._minutes_of = minutes_of
         self._bounds = np.array(context_bounds, dtype=np.int64)
-        room = count * _QUANTITIES_A_LEAF
+        count = len(data)
         self._group_table = _table(_FIRST_ENTRIES)
         self._cell_table = _table(_FIRST_ENTRIES)
         # Pages that are not touched take no memory.
-        self._group_texts = np.empty((count, loops.TEXT_COLUMNS), dtype=np.int64)
-        self._groups = np.empty((count, loops.GROUP_COLUMNS), dtype=np.int64)
-        self._cells = np.empty((room, loops.CELL_COLUMNS), dtype=np.int64)
-        self._counts = np.zeros(2, dtype=np.int64)
+        self._group_texts = np.empty((count, at.USE_TEXTS), dtype=np.int64)
+        self._groups = np.empty((count, at.GROUP_COLUMNS), dtype=np.int64)
+        self._cells = np.empty((count * _QUANTITIES_A_LEAF, at.CELL_COLUMNS), dtype=np.int64)
+        self._held = np.empty(_FIRST_TEXT_BYTES, dtype=np.uint8)
+        self._counts = np.zeros(at.COUNTS, dtype=np.int64)
         self._odd: list[int] = []
         for stretch in self._stretches():
-            found = np.flatnonzero(stretch.status == loops.ODD)
+            found = np.flatnonzero(stretch.status == at.ODD)
             self._odd += (found + stretch.first).tolist()
-        # Read again, each would be counted twice: what is read again goes into a copy's sums.
-        self._sums = self._cells[: self._counts[1]].copy()
-        self._requests = self._groups[: self._counts[0]].copy()
-        self.events = int(self._requests[:, loops.GROUP_REQUESTS].sum())
+        groups, cells, text_bytes, _ = self._counts.tolist()
+        table = _table(groups)
+        loops.number_shapes(self._held, table, self._group_texts, self._groups, self._counts)
+        self.shapes = int(self._counts[at.SHAPES])
+        """How many there are among the groups."""
+        # Read again, each would be counted twice: what is read again goes into other sums.
+        self._sums = self._cells[:cells].tolist()
+        self._rows = self._groups[:groups].tolist()
+        self._text = self._held[:text_bytes].tobytes()
+        self.events = sum(row[at.REQUESTS] for row in self._rows)
         """How many events were read."""
 
     def _stretches(self) -> Iterator[_Stretch]:
         """Read the run from its beginning, and add it up."""
-        at = self._loops
-        count = len(self._starts) - 1
-        flat = np.frombuffer(self._joined, dtype=np.uint8)
+        count = len(self._data)
         size = min(count, _STRETCH_LEAVES)
         all_status = np.empty(size, dtype=np.uint8)
+        starts = np.zeros(size + 1, dtype=np.int64)
         texts = np.empty((size, at.TEXT_COLUMNS), dtype=np.int64)
         numbers = np.empty((size, at.NUMBER_COLUMNS), dtype=np.int64)
         room = np.empty((size * _QUANTITIES_A_LEAF, at.QUANTITY_COLUMNS), dtype=np.int64)
         group_of = np.empty(size, dtype=np.int64)
         cell_of = np.empty(len(room), dtype=np.int64)
         for first in range(0, count, _STRETCH_LEAVES):
-            status = all_status[: min(_STRETCH_LEAVES, count - first)]
-            used = at.scan(flat, self._starts, first, status, texts, numbers, room)
+            part = self._data[first : first + _STRETCH_LEAVES]
+            status = all_status[: len(part)]
+            np.cumsum(
+                np.fromiter(map(len, part), np.int64, len(part)), out=starts[1 : len(part) + 1]
+            )
+            joined = b"".join((*part, _PADDING))
+            flat = np.frombuffer(joined, dtype=np.uint8)
+            used = self._loops.scan(flat, starts, status, texts, numbers, room)
             plain = np.flatnonzero(status == at.PLAIN)
-            rows = numbers[plain]
-            times_us = rows[:, at.SECONDS] * 1_000_000 + rows[:, at.NANOS] // 1_000
-            numbers[plain, at.SEGMENT] = self._segments_of(times_us)
-            numbers[plain, at.BAND] = np.searchsorted(self._bounds, rows[:, at.CONTEXT], "right")
-            self._make_room(flat, len(plain), used)
-            at.add_up(
+            self._place_in_time(numbers, plain)
+            self._make_room(len(plain), used, len(joined))
+            self._loops.add_up(
                 flat,
                 first,
                 status,
@@ -147,6 +173,7 @@ class Tally:
                 numbers,
                 room[:used],
                 self._texts_end,
+                self._held,
                 self._group_table,
                 self._group_texts,
                 self._groups,
@@ -156,15 +183,29 @@ class Tally:
                 group_of,
                 cell_of,
             )
-            yield _Stretch(first, status, texts, room[:used], group_of, cell_of[:used])
+            yield _Stretch(first, joined, status, texts, room[:used], group_of, cell_of[:used])
 
-    def _make_room(self, flat: Any, groups: int, cells: int) -> None:
-        """Keep the tables half empty, whatever the next stretch brings."""
-        held_groups, held_cells = self._counts.tolist()
+    def _place_in_time(self, numbers: Numbers, plain: Numbers) -> None:
+        """Set what depends on when an event was, and on how long its context is."""
+        rows = numbers[plain]
+        times_us = rows[:, at.SECONDS] * 1_000_000 + rows[:, at.NANOS] // 1_000
+        numbers[plain, at.SEGMENT] = self._segments_of(times_us)
+        if self._minutes_of is not None:
+            numbers[plain, at.MINUTE] = self._minutes_of(times_us)
+        if len(self._bounds):
+            numbers[plain, at.BAND] = np.searchsorted(self._bounds, rows[:, at.CONTEXT], "right")
+
+    def _make_room(self, groups: int, cells: int, text_bytes: int) -> None:
+        """Keep the tables half empty, and room for texts, whatever the next stretch brings."""
+        held_groups, held_cells, held_bytes, _ = self._counts.tolist()
+        if held_bytes + text_bytes + PADDING > len(self._held):
+            held = np.empty(2 * (held_bytes + text_bytes) + PADDING, dtype=np.uint8)
+            held[:held_bytes] = self._held[:held_bytes]
+            self._held = held
         if 2 * (held_groups + groups) > len(self._group_table):
             self._group_table = _table(2 * (held_groups + groups))
             self._loops.enter_groups(
-                flat,
+                self._held,
                 self._texts_end,
                 self._group_table,
                 self._group_texts,
@@ -173,7 +214,11 @@ class Tally:
             )
         if 2 * (held_cells + cells) > len(self._cell_table):
             self._cell_table = _table(2 * (held_cells + cells))
-            self._loops.enter_cells(flat, self._cell_table, self._cells, held_cells)
+            self._loops.enter_cells(self._held, self._cell_table, self._cells, held_cells)
+
+    def make_room_again(self) -> None:
+        """Make the tables anew, longer: so that the loops for it are loaded before they are due."""
+        self._make_room(len(self._group_table), len(self._cell_table), 0)
 
     def odd(self) -> list[int]:
         """Indexes of leaves that were not read here."""
@@ -181,31 +226,27 @@ class Tally:
 
     def groups(self) -> Iterator[Group]:
         """All groups, in the order of their first events."""
-        at = self._loops
-        columns = self._requests[:, [at.GROUP_SAMPLE, at.GROUP_REQUESTS]]
-        for sample, requests in columns.tolist():
-            yield Group(sample, requests)
+        return map(Group._make, self._rows)
+
+    def texts(self, column: int) -> list[str]:
+        """A text of each group, by its column in `texts`, before USE_TEXTS or OWNER_TEXTS."""
+        places = self._group_texts[: len(self._rows), column : column + 2].tolist()
+        text = self._text
+        return [text[start : start + length].decode("ascii") for start, length in places]
 
     def cells(self) -> Iterator[Cell]:
         """All cells, in the order of their first quantities."""
-        for group, kinds, at, length, amount, undelivered, first, end in self._sums.tolist():
-            dimensions = (
-                kinds >> 20 & 15,
-                kinds >> 16 & 15,
-                kinds >> 12 & 15,
-                kinds >> 8 & 15,
-                kinds >> 4 & 15,
-                kinds & 15,
-                self._joined[at : at + length].decode("ascii"),
-            )
-            yield Cell(group, dimensions, amount, undelivered, first, end)
+        return map(Cell._make, self._sums)
+
+    def attribute(self, cell: Cell) -> bytes:
+        """The attribute of a cell's leaves."""
+        return self._text[cell.attribute_at : cell.attribute_at + cell.attribute_bytes]
 
     def quantities_of(self, cells: Sequence[int]) -> dict[int, list[tuple[int, int, int]]]:
         """The single quantities of some cells: (index of the event, amount, undelivered)."""
         found: dict[int, list[tuple[int, int, int]]] = {cell: [] for cell in cells}
         if not found:
             return found
-        at = self._loops
         wanted = np.zeros(len(self._sums) + 1, dtype=np.bool_)
         wanted[list(found)] = True
         for stretch in self._stretches():
@@ -221,11 +262,11 @@ class Tally:
                 found[cell].append((owner, amount, undelivered))
         return found
 
-    def applied(self, first_position: int, account_ids: Sequence[str]) -> Iterator[Applied]:
-        """Every event that was read, in order; `account_ids` are the groups'."""
-        at = self._loops
-        joined = self._joined
+    def applied(self, first_position: int) -> Iterator[Applied]:
+        """Every event that was read, in order."""
+        account_ids = self.texts(at.ACCOUNT_ID)
         for stretch in self._stretches():
+            joined = stretch.joined
             plain = np.flatnonzero(stretch.status == at.PLAIN)
             texts = stretch.texts[plain]
             for index, group, event_at, event_end, trace_at, trace_end, span_at, span_end in zip(
@@ -246,14 +287,11 @@ class Tally:
                     joined[span_at:span_end],
                 )
 
-    def places(
-        self, first_position: int, account_ids: Sequence[str]
-    ) -> Iterator[tuple[int, bytes]]:
-        """(position, identity) of every event that was read; `account_ids` are the groups'."""
-        at = self._loops
-        joined = self._joined
-        prefixes = [identity_prefix(account_id) for account_id in account_ids]
+    def places(self, first_position: int) -> Iterator[tuple[int, bytes]]:
+        """(position, identity) of every event that was read."""
+        prefixes = [identity_prefix(account_id) for account_id in self.texts(at.ACCOUNT_ID)]
         for stretch in self._stretches():
+            joined = stretch.joined
             plain = np.flatnonzero(stretch.status == at.PLAIN)
             starts = stretch.texts[plain, at.EVENT_ID]
             ends = starts + stretch.texts[plain, at.EVENT_ID + 1]
@@ -271,19 +309,20 @@ def tally(
     data: Sequence[bytes],
     segments_of: Callable[[Numbers], Numbers],
     context_bounds: Sequence[int],
-    by_key: bool,
+    minutes_of: Callable[[Numbers], Numbers] | None,
 ) -> Tally:
     """Add up a run of at most MAX_LEAVES leaves. Errors: ValueError for more, or before `prepare`.
 
     `segments_of` gives numbers of the stretches of time that instants in
     microseconds fall in; `context_bounds` are context lengths, in order, from
-    which on prices may differ. `by_key`: groups are of one key and project too.
+    which on prices may differ. `minutes_of` gives the minute of instants; with it groups are
+    of one minute, key and project too.
     """
     if _loops is None:
         raise ValueError("prepare() was not called")
     if len(data) > MAX_LEAVES:
         raise ValueError(f"{len(data)} leaves are more than {MAX_LEAVES}")
-    return Tally(_loops, data, segments_of, context_bounds, by_key)
+    return Tally(_loops, data, segments_of, context_bounds, minutes_of)
 
 
 def _table(entries: int) -> Numbers:

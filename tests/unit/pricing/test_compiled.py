@@ -40,7 +40,21 @@ def catalogue() -> Catalogue:
     return Catalogue(found)
 
 
-text = st.sampled_from(["", "tiny", "small", "é", "flex", "standard", "\x00"])
+# Shorter and longer than a word of eight bytes, alike but for the last, and not all in ASCII.
+text = st.sampled_from(
+    [
+        "",
+        "tiny",
+        "small",
+        "é",
+        "flex",
+        "standard",
+        "\x00",
+        "standardé",
+        "a-longer-one",
+        "a-longer-on3",
+    ]
+)
 quantity = st.builds(
     lambda unit, direction, modality, cache, ttl, kind, attribute, amount, kept: usage.Quantity(
         unit=unit,
@@ -125,10 +139,10 @@ def currency_of(account_id: str) -> str | None:
 
 @given(st.lists(raw_leaves(), min_size=1, max_size=12), st.integers(0, 10**6))
 def test_compiled_and_plain_come_to_the_same(data: list[bytes], first: int) -> None:
-    plain = batch._Run("usage-0", currency_of, catalogue())
+    plain = run()
     for position, raw in enumerate(data, first):
         plain.add(position, raw)
-    compiled = batch._Run("usage-0", currency_of, catalogue())
+    compiled = run()
     compiled.add_tally(first, data)
     # Before they are made: only their places, and only a few.
     applied = compiled.effects.applied
@@ -142,16 +156,57 @@ def test_compiled_and_plain_come_to_the_same(data: list[bytes], first: int) -> N
     assert set(few) <= set(applied)
 
 
+def run() -> batch._Run:
+    charges = Charges("usage-0", Meters(), Commitments(), counts_units=True)
+    return batch._Run("usage-0", currency_of, catalogue(), charges)
+
+
+def made(position: int) -> bytes:
+    event = usage.UsageEvent(
+        event_id=f"event-{position}",
+        account_id="acme" if position % 3 else f"account-{position % 97}",
+        served_model="tiny",
+        engine_id=f"engine-{position % 61}",
+        event_time=timestamp_of(make.T0_US),
+    )
+    event.quantities.add(unit=usage.UNIT_TOKEN, direction=usage.DIRECTION_IN, amount=position % 3)
+    for number in range(2):
+        event.quantities.add(
+            unit=usage.UNIT_TOKEN,
+            direction=usage.DIRECTION_OUT,
+            amount=1 + position % 5,
+            attribute=f"attribute-{(position + number) % 7}",
+        )
+    record = usage.UsageRecord(stream_id="s", usage_event=event.SerializeToString())
+    record.stream_seq = position
+    return leaves.encode(
+        ledger.DISPOSITION_ACCEPTED, 0, position, 0, b"", record.SerializeToString()
+    )
+
+
+def test_no_number_of_groups_and_texts_is_too_much(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables and texts grow while a run is read, and what was entered is found again."""
+    monkeypatch.setattr(tally, "_STRETCH_LEAVES", 16)
+    monkeypatch.setattr(tally, "_FIRST_ENTRIES", 2)
+    monkeypatch.setattr(tally, "_FIRST_TEXT_BYTES", 8)
+    data = [made(position) for position in range(600)]
+    plain, compiled = run(), run()
+    for position, raw in enumerate(data):
+        plain.add(position, raw)
+    compiled.add_tally(0, data)
+    assert len(compiled.effects.applied) == len(data)
+    assert finished(plain) == finished(compiled)
+
+
 def finished(run: batch._Run) -> batch.Rated:
-    charges = Charges("usage-0", Meters(), Commitments())
-    rated = run.finish(charges)
-    charges.finish(rated.effects)
+    rated = run.finish()
+    run._charges.finish(rated.effects)
     rated.effects.ignored.sort()
     return rated
 
 
 def test_ordinary_events_are_read_by_the_loops() -> None:
     data = [make.event(position, plain=3, cached=2, output=1) for position in range(5)]
-    found = tally.tally(data, np.zeros_like, (), True)
+    found = tally.tally(data, np.zeros_like, (), np.zeros_like)
     assert not found.odd()
     assert sum(group.requests for group in found.groups()) == 5

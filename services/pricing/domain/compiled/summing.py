@@ -1,0 +1,296 @@
+"""Sorting events into groups and their quantities into cells, and adding both up.
+
+Groups and cells are found by hash tables of their numbers, twice as long as
+there are entries; -1 is an empty place. The texts that tell groups apart are
+copied to one place, so that a stretch's own bytes are not needed afterwards.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from kernel.jit import inlined
+from pricing.domain.compiled.columns import (
+    AMOUNT,
+    CELL_AMOUNT,
+    CELL_ATTRIBUTE,
+    CELL_END,
+    CELL_FIRST,
+    CELL_GROUP,
+    CELL_KINDS,
+    CELL_UNDELIVERED,
+    CELLS,
+    GROUPS,
+    KEY_NUMBERS,
+    OWNER,
+    PLAIN,
+    REQUESTS,
+    SAMPLE,
+    SHAPE,
+    SHAPE_NUMBERS,
+    SHAPE_TEXTS,
+    SHAPES,
+    TEXT_BYTES,
+    UNDELIVERED,
+)
+from pricing.domain.compiled.jit import compiled, mix, mix_text, same_bytes
+from pricing.domain.compiled.reading import scan
+
+# The one module that tally.py loads.
+__all__ = ["add_up", "enter_cells", "enter_groups", "number_shapes", "scan"]
+
+
+@inlined
+def _place(
+    data: Any, texts: Any, numbers: Any, index: int, texts_end: int, numbers_end: int, table: Any
+) -> Any:
+    """Where to look for a row first, by its texts and numbers before some columns."""
+    state = np.uint64(1)
+    for column in range(numbers_end):
+        state = mix(state, numbers[index, column])
+    for column in range(0, texts_end, 2):
+        state = mix_text(data, state, texts[index, column], texts[index, column + 1])
+    return (state ^ (state >> np.uint64(32))) & np.uint64(len(table) - 1)
+
+
+@inlined
+def _is_alike(
+    data: Any,
+    texts: Any,
+    numbers: Any,
+    index: int,
+    held: Any,
+    held_texts: Any,
+    groups: Any,
+    group: int,
+    texts_end: int,
+    numbers_end: int,
+) -> bool:
+    """Whether a row and a group have the same texts and numbers before some columns."""
+    for column in range(numbers_end):
+        if numbers[index, column] != groups[group, column]:
+            return False
+    for column in range(0, texts_end, 2):
+        length = texts[index, column + 1]
+        if length != held_texts[group, column + 1] or not same_bytes(
+            data, texts[index, column], held, held_texts[group, column], length
+        ):
+            return False
+    return True
+
+
+@compiled
+def _keep(held: Any, counts: Any, data: Any, at: int, length: int) -> int:
+    """Copy a text to the others that are kept; gives its place among them."""
+    to = counts[TEXT_BYTES]
+    for byte in range(length):
+        held[to + byte] = data[at + byte]
+    counts[TEXT_BYTES] = to + length
+    return int(to)
+
+
+@inlined
+def _group_of(
+    data: Any,
+    texts: Any,
+    numbers: Any,
+    index: int,
+    texts_end: int,
+    table: Any,
+    held: Any,
+    group_texts: Any,
+    groups: Any,
+    counts: Any,
+) -> int:
+    """The group that an event of a stretch belongs to, entered when it is a new one."""
+    place = _place(data, texts, numbers, index, texts_end, KEY_NUMBERS, table)
+    mask = np.uint64(len(table) - 1)
+    while table[place] >= 0:
+        group = table[place]
+        if _is_alike(
+            data,
+            texts,
+            numbers,
+            index,
+            held,
+            group_texts,
+            groups,
+            group,
+            texts_end,
+            KEY_NUMBERS,
+        ):
+            return int(group)
+        place = (place + np.uint64(1)) & mask
+    group = counts[GROUPS]
+    counts[GROUPS] += 1
+    table[place] = group
+    for column in range(KEY_NUMBERS):
+        groups[group, column] = numbers[index, column]
+    for column in range(group_texts.shape[1]):
+        group_texts[group, column] = 0
+    for column in range(0, texts_end, 2):
+        length = texts[index, column + 1]
+        group_texts[group, column] = _keep(held, counts, data, texts[index, column], length)
+        group_texts[group, column + 1] = length
+    groups[group, SAMPLE] = -1
+    groups[group, REQUESTS] = 0
+    return int(group)
+
+
+@inlined
+def _cell_place(data: Any, group: Any, kinds: Any, attribute: Any, length: Any, table: Any) -> Any:
+    """Where to look for a cell first."""
+    state = mix(mix(np.uint64(1), group), kinds)
+    if length:
+        state = mix_text(data, state, attribute, length)
+    return (state ^ (state >> np.uint64(32))) & np.uint64(len(table) - 1)
+
+
+@inlined
+def _cell_of(
+    data: Any,
+    quantities: Any,
+    index: int,
+    group: int,
+    table: Any,
+    held: Any,
+    cells: Any,
+    counts: Any,
+) -> int:
+    """The cell (a group's kind of leaf) that a quantity is of, entered when it is a new one."""
+    kinds = quantities[index, CELL_KINDS]
+    attribute, length = quantities[index, CELL_ATTRIBUTE], quantities[index, CELL_ATTRIBUTE + 1]
+    place = _cell_place(data, group, kinds, attribute, length, table)
+    mask = np.uint64(len(table) - 1)
+    while table[place] >= 0:
+        cell = table[place]
+        if (
+            cells[cell, CELL_GROUP] == group
+            and cells[cell, CELL_KINDS] == kinds
+            and cells[cell, CELL_ATTRIBUTE + 1] == length
+            and same_bytes(data, attribute, held, cells[cell, CELL_ATTRIBUTE], length)
+        ):
+            return int(cell)
+        place = (place + np.uint64(1)) & mask
+    cell = counts[CELLS]
+    counts[CELLS] += 1
+    table[place] = cell
+    cells[cell, CELL_KINDS] = kinds
+    cells[cell, CELL_ATTRIBUTE] = _keep(held, counts, data, attribute, length)
+    cells[cell, CELL_ATTRIBUTE + 1] = length
+    cells[cell, CELL_AMOUNT] = 0
+    cells[cell, CELL_UNDELIVERED] = 0
+    cells[cell, CELL_GROUP] = group
+    cells[cell, CELL_FIRST] = -1
+    return int(cell)
+
+
+@compiled
+def enter_groups(
+    held: Any, texts_end: int, table: Any, group_texts: Any, groups: Any, count: int
+) -> None:
+    """Enter groups into another, empty, table."""
+    for group in range(count):
+        place = _place(held, group_texts, groups, group, texts_end, KEY_NUMBERS, table)
+        while table[place] >= 0:
+            place = (place + np.uint64(1)) & np.uint64(len(table) - 1)
+        table[place] = group
+
+
+@compiled
+def enter_cells(held: Any, table: Any, cells: Any, count: int) -> None:
+    """Enter cells into another, empty, table."""
+    for cell in range(count):
+        place = _cell_place(
+            held,
+            cells[cell, CELL_GROUP],
+            cells[cell, CELL_KINDS],
+            cells[cell, CELL_ATTRIBUTE],
+            cells[cell, CELL_ATTRIBUTE + 1],
+            table,
+        )
+        while table[place] >= 0:
+            place = (place + np.uint64(1)) & np.uint64(len(table) - 1)
+        table[place] = cell
+
+
+@compiled
+def number_shapes(held: Any, table: Any, group_texts: Any, groups: Any, counts: Any) -> None:
+    """Give each group the number of its shape, in the order in which these come."""
+    mask = np.uint64(len(table) - 1)
+    for group in range(counts[GROUPS]):
+        place = _place(held, group_texts, groups, group, SHAPE_TEXTS, SHAPE_NUMBERS, table)
+        shape = -1
+        while table[place] >= 0:
+            other = table[place]
+            if _is_alike(
+                held,
+                group_texts,
+                groups,
+                group,
+                held,
+                group_texts,
+                groups,
+                other,
+                SHAPE_TEXTS,
+                SHAPE_NUMBERS,
+            ):
+                shape = groups[other, SHAPE]
+                break
+            place = (place + np.uint64(1)) & mask
+        if shape < 0:
+            table[place] = group
+            shape = counts[SHAPES]
+            counts[SHAPES] += 1
+        groups[group, SHAPE] = shape
+
+
+@compiled
+def add_up(
+    data: Any,
+    first: int,
+    status: Any,
+    texts: Any,
+    numbers: Any,
+    quantities: Any,
+    texts_end: int,
+    held: Any,
+    group_table: Any,
+    group_texts: Any,
+    groups: Any,
+    cell_table: Any,
+    cells: Any,
+    counts: Any,
+    group_of: Any,
+    cell_of: Any,
+) -> None:
+    """Sort a stretch that `scan` read into groups and cells, and add its counts up.
+
+    `first` is the stretch's first index, `texts_end` the column before which
+    texts tell groups apart, `held` where their texts are kept. Gives each event's
+    group, and each quantity's cell: -1 where its count is 0.
+    """
+    for index in range(len(status)):
+        if status[index] != PLAIN:
+            continue
+        group = _group_of(
+            data, texts, numbers, index, texts_end, group_table, held, group_texts, groups, counts
+        )
+        if groups[group, SAMPLE] < 0:
+            groups[group, SAMPLE] = first + index
+        groups[group, REQUESTS] += 1
+        group_of[index] = group
+    for index in range(len(quantities)):
+        cell_of[index] = -1
+        if quantities[index, AMOUNT] == 0:
+            continue
+        owner = quantities[index, OWNER]
+        cell = _cell_of(data, quantities, index, group_of[owner], cell_table, held, cells, counts)
+        if cells[cell, CELL_FIRST] < 0:
+            cells[cell, CELL_FIRST] = first + owner
+        cells[cell, CELL_AMOUNT] += quantities[index, AMOUNT]
+        cells[cell, CELL_UNDELIVERED] += quantities[index, UNDELIVERED]
+        cells[cell, CELL_END] = first + owner + 1
+        cell_of[index] = cell

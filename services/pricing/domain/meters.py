@@ -39,6 +39,10 @@ class Layer(NamedTuple):
     factor: Fraction
     rule: str
 
+    def __hash__(self) -> int:
+        # Without the factor, which the rule names: a fraction's own hash costs more than all else.
+        return hash((self.version, self.line_id, self.rule))
+
 
 class MonthKey(NamedTuple):
     """An account's month by a card."""

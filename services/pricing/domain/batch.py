@@ -297,8 +297,8 @@ class _Run:
         owner, use = group.owner, group.use
         if prices.tokens is not NO_TOKENS:
             self._count(owner.totals, prices.tokens, amount)
-            if prices.is_generated and group.engine_id:
-                self.effects.engine_of(group.engine_id).event_tokens += amount
+        if prices.is_generated and group.engine_id:
+            self.effects.engine_of(group.engine_id).event_tokens += amount
         account_id, currency, _ = owner
         if not prices.parts or currency is None:
             if use is not None:

@@ -135,7 +135,7 @@ class Book:
                 self._account_id, self._currency, shape.segment, shape.context, key
             )
         text, tokens = leaf_text(key), _tokens(key)
-        generated = tokens == OUTPUT or (tokens != NO_TOKENS and key.token_kind == EMBEDDING)
+        generated = key.unit == "token" and (key.direction == "out" or key.token_kind == EMBEDDING)
         if priced is None:
             return Prices(key, text, tokens, generated, (), False, False, "", False, False)
         rule = priced.published.card.outcome_rule(outcome_word(shape.outcome))

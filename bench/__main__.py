@@ -28,6 +28,7 @@ BENCHES: Final = {
     "outage": "requests while the broker is away, TOLLBOOK_OUTAGE_S of it, and catching up",
     "spool": "usage records to the disk, beside plain appends with fdatasync",
     "rating": "log leaves to charges on one core, beside a plain loop of decimals",
+    "sums": "receipts against postings to the last unit, TOLLBOOK_SUMS_EVENTS of them",
     "changes": "preview of the log's own usage, and an approval until it prices",
     "balances": "Reserve and GetBalance through gRPC; topic to balance, and a rebuild, beside SQL",
     "serving": "tokens/s and first token by gRPC and HTTP, batch lines/s, beside the engine alone",

@@ -16,7 +16,7 @@ import gzip
 import os
 import random
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from decimal import Decimal, localcontext
 from typing import Any, Final, NamedTuple
 
@@ -193,6 +193,11 @@ def charge(data: Sequence[bytes], catalogue: Catalogue) -> dict[str, int]:
         if done.unpriced:
             raise AssertionError(f"{len(done.unpriced)} events have no price")
         books.apply(balances, done.postings)
+    return charged(balances)
+
+
+def charged(balances: Mapping[books.BalanceKey, int]) -> dict[str, int]:
+    """What each account was charged, in pico-units, by the accounts of revenue."""
     prefix = books.revenue("")
     return {
         account.removeprefix(prefix): amount

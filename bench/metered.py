@@ -17,7 +17,8 @@ from inference.adapters.spool import Spool
 from inference.app.books import Books
 from inference.app.credit import Credit, Request
 from inference.app.gate import Gate
-from inference.app.generation import Caller, Reader, World
+from inference.app.order import Caller, World
+from inference.app.reader import Reader
 from inference.app.requests import Requests
 from inference.app.shelf import Shelf
 from inference.app.streams import Streams

@@ -20,7 +20,7 @@ from inference.adapters.batch_store import MAX_FILE_BYTES, BatchStore, File
 from inference.adapters.http_guard import Guard, body_of, pieces_of
 from inference.adapters.keys import Keys
 from inference.app.batch_runner import BatchRunner
-from inference.app.generation import Caller
+from inference.app.order import Caller
 from inference.domain import batches
 from inference.domain.batches import Batch
 from kernel import errors

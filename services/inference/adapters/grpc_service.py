@@ -11,7 +11,7 @@ import grpc.aio
 from inference.adapters.keys import Keys
 from inference.app.books import Books
 from inference.app.embedding import EmbeddingReader
-from inference.app.generation import Reader
+from inference.app.reader import Reader
 from inference.app.requests import Requests, answer_of, embedded_of, messages_of
 from inference.app.shelf import Shelf
 from inference.domain.outcome import End

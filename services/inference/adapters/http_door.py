@@ -24,7 +24,8 @@ from inference.adapters.http_guard import Guard, body_of, no_route, refusal
 from inference.adapters.openai_bodies import Asked, Bodies
 from inference.adapters.openai_teller import Teller
 from inference.app.embedding import EmbeddingReader
-from inference.app.generation import Caller, Reader
+from inference.app.order import Caller
+from inference.app.reader import Reader
 from inference.app.requests import Answer, Requests, answer_of, embedded_of, messages_of
 from inference.app.shelf import Shelf
 from inference.domain.outcome import End

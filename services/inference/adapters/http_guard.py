@@ -13,7 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from inference.adapters import openai_shapes as shapes
 from inference.adapters.keys import Keys
-from inference.app.generation import Caller
+from inference.app.order import Caller
 from kernel import errors, grpcs, telemetry, web
 from tollbook.inference.v1 import inference_pb2 as inference
 

@@ -17,7 +17,7 @@ from typing import Final
 import grpc
 import grpc.aio
 
-from inference.app.generation import Caller
+from inference.app.order import Caller
 from kernel import errors
 from kernel.clock import Clock
 from tollbook.pricing.v1 import pricing_pb2 as pricing

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from typing import Protocol, TypeVar
 
 from inference.app.embedding import EmbeddingReader
-from inference.app.generation import Caller, Reader
+from inference.app.order import Caller
+from inference.app.reader import Reader
 from inference.app.requests import Requests, answer_of, embedded_of
 from inference.domain import batches
 from inference.domain.event import BATCH_TIER

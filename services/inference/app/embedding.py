@@ -17,7 +17,7 @@ from opentelemetry import trace
 
 from inference import engine as port
 from inference.app.admission import Admission
-from inference.app.generation import REQUEST_BYTES, Order, Phase, World, failure_of
+from inference.app.order import REQUEST_BYTES, Order, Phase, World, failure_of
 from inference.domain import records
 from inference.domain.counting import metered_tokens_of
 from inference.domain.embedding import NO_CHOICES, EmbeddingTally

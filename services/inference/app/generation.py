@@ -10,28 +10,21 @@ they will get, the request is settled, by one event, once.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from enum import Enum
 from functools import partial
-from typing import Final, Generic, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 import structlog
 from opentelemetry import trace
 
 from inference import engine as port
-from inference.adapters.spool import Spool
 from inference.app.admission import Admission
-from inference.app.books import Books
-from inference.app.credit import Credit, Request
-from inference.app.gate import Gate
-from inference.app.streams import Streams
+from inference.app.order import REQUEST_BYTES, Order, Phase, World, failure_of
+from inference.app.reader import Reader
 from inference.domain import records
 from inference.domain.counting import Tally, metered_tokens_of
 from inference.domain.event import BATCH_TIER, complete, summary_of
 from inference.domain.outcome import End
 from kernel import errors, telemetry
-from kernel.clock import Clock, timestamp_of
 from kernel.placement import usage_log
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -40,95 +33,8 @@ log = structlog.get_logger()
 
 # How long a caller may take to read what the engine has finished, before it is cut off.
 HAND_OVER_MS: Final = 30_000
-# The spool's worst for a request, and for a token: a progress frame of its own, and its
-# place in the result.
-REQUEST_BYTES: Final = 4_096
+# The spool's worst for a token: a progress frame of its own, and its place in the result.
 TOKEN_BYTES: Final = 128
-
-
-@dataclass(frozen=True, slots=True)
-class Caller:
-    """Who asks and who pays."""
-
-    account_id: str
-    project_id: str
-    key_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class World:
-    """What a generation works with."""
-
-    engine: port.Engine
-    engine_id: str
-    spool: Spool
-    streams: Streams
-    books: Books
-    credit: Credit
-    gate: Gate
-    clock: Clock
-    tracer: trace.Tracer
-
-
-Spec = TypeVar("Spec")
-
-
-@dataclass(frozen=True)
-class Order(Generic[Spec]):
-    """What is asked for: whose, what, of which model; `service_tier` is the event's."""
-
-    caller: Caller
-    request_id: str
-    spec: Spec
-    body_digest: bytes
-    target: port.Target
-    provenance: usage.Provenance
-    cache_salt: str
-    service_tier: str = ""
-
-    def cost(self, input_tokens: int, max_output_tokens: int, accepted_us: int) -> Request:
-        """What it may cost at the most."""
-        return Request(
-            account_id=self.caller.account_id,
-            project_id=self.caller.project_id,
-            key_id=self.caller.key_id,
-            event_id=self.request_id,
-            served_model=self.target.served_name,
-            base_model=self.target.base_name,
-            adapter=self.target.adapter,
-            service_tier=self.service_tier,
-            input_tokens=input_tokens,
-            max_output_tokens=max_output_tokens,
-            event_time_us=accepted_us,
-        )
-
-    def template(self, hold_id: str, engine_id: str, accepted_us: int) -> usage.UsageEvent:
-        """Its event, as far as it is known before it runs."""
-        return usage.UsageEvent(
-            event_id=self.request_id,
-            account_id=self.caller.account_id,
-            project_id=self.caller.project_id,
-            key_id=self.caller.key_id,
-            hold_id=hold_id,
-            served_model=self.target.served_name,
-            base_model=self.target.base_name,
-            adapter=self.target.adapter,
-            provenance=self.provenance,
-            service_tier=self.service_tier,
-            event_time=timestamp_of(accepted_us),
-            engine_id=engine_id,
-        )
-
-
-class Phase(Enum):
-    """How far a generation is."""
-
-    PREPARING = 1
-    RUNNING = 2
-    ENDED = 3
-    SETTLING = 4
-    SETTLED = 5
-    REFUSED = 6
 
 
 class _Chunk(NamedTuple):
@@ -515,189 +421,3 @@ class Generation:
         self._admission.refused(self.order.caller.account_id)
         self.refusal = error
         self.phase = Phase.REFUSED
-
-
-def failure_of(end: End) -> errors.TollbookError | None:
-    """What a caller is told of an end that was not its own."""
-    match end:
-        case End.ENGINE_FAILED:
-            return errors.Internal("the engine failed on this request", reason="ENGINE_FAILED")
-        case End.ENGINE_LOST:
-            return errors.Unavailable(
-                "the engine is lost; this request is settled, send a new one under a new id",
-                reason="ENGINE_LOST",
-                retry_after_ms=5_000,
-            )
-        case End.DRAINED:
-            return errors.Unavailable(
-                "the service shuts down; this request is settled, send a new one under a new id",
-                reason="DRAINING",
-                retry_after_ms=1_000,
-            )
-        case _:
-            return None
-
-
-class Reader:
-    """One caller's view of a generation: a cursor for each choice, and nothing else held.
-
-    What became durable while the caller was busy comes as one Delta.
-    """
-
-    def __init__(self, generation: Generation, attached: bool) -> None:
-        self._generation = generation
-        self._attached = attached
-        self._event = asyncio.Event()
-        self._whole = False
-        self._left = False
-        # False for a caller that waits for the settlement alone.
-        self.takes = True
-
-    def wake(self) -> None:
-        """It is further than it was, or over."""
-        self._event.set()
-
-    def more(self) -> None:
-        """There is more to read: of no interest to a caller that wants all at once."""
-        if not self._whole:
-            self._event.set()
-
-    def leave(self, why: End) -> None:
-        """The caller is gone, or has everything. The first call counts."""
-        if not self._left:
-            self._left = True
-            self._generation.leave(self, why)
-
-    @property
-    def summary(self) -> inference.UsageSummary | None:
-        """What will be charged; None while it is not settled, or when it was refused."""
-        return self._generation.summary
-
-    async def stream(self) -> AsyncIterator[inference.GenerateResponse]:
-        """Messages for the caller; what was yielded is handed over when it asks for more.
-
-        Errors: the refusal or the failure.
-        """
-        generation = self._generation
-        await self._admitted()
-        yield inference.GenerateResponse(started=self._started())
-        cursors = [0] * generation.choices
-        told: set[int] = set()
-        while True:
-            self._event.clear()
-            # Read before the pieces: what is durable at the end is then seen by them.
-            settled = generation.phase is Phase.SETTLED
-            self._check_refusal()
-            for choice in range(generation.choices):
-                end = generation.given_chunks(choice)
-                delta = None if settled else generation.piece(choice, cursors[choice])
-                if delta is not None:
-                    # Without tokens or text there is nothing to tell.
-                    if delta.token_ids or delta.text:
-                        yield inference.GenerateResponse(delta=delta)
-                    cursors[choice] = end
-                    generation.hand_over(choice, end)
-                finished = generation.finished(choice)
-                if (
-                    finished is not None
-                    and choice not in told
-                    and cursors[choice] == generation.durable_chunks(choice)
-                ):
-                    told.add(choice)
-                    yield inference.GenerateResponse(finished=finished)
-            if settled:
-                break
-            if generation.phase is not Phase.SETTLED:
-                await self._event.wait()
-        self._check_whole(cursors)
-        if generation.failure is not None:
-            raise generation.failure
-        yield inference.GenerateResponse(usage=generation.summary)
-
-    async def whole(self) -> inference.GenerateOnceResponse:
-        """The whole answer at once; it counts as handed over when it is complete.
-
-        Errors: the refusal or the failure.
-        """
-        generation = self._generation
-        self._whole = True
-        await self._admitted()
-        while generation.phase is Phase.RUNNING:
-            self._event.clear()
-            await self._event.wait()
-        self._check_refusal()
-        if generation.failure is not None:
-            # A failed call carries no answer: nothing is handed over.
-            self.takes = False
-            generation.waive()
-            await self._settled()
-            raise generation.failure
-        choices = []
-        ends = [generation.given_chunks(choice) for choice in range(generation.choices)]
-        for choice, end in enumerate(ends):
-            delta = generation.piece(choice, 0) or inference.Delta()
-            finished = generation.finished(choice) or inference.Finished()
-            choices.append(
-                inference.Choice(
-                    index=choice,
-                    text=delta.text,
-                    token_ids=delta.token_ids,
-                    finish_reason=finished.finish_reason,
-                )
-            )
-            generation.hand_over(choice, end)
-        await self._settled()
-        self._check_whole(ends)
-        if generation.failure is not None:
-            raise generation.failure
-        return inference.GenerateOnceResponse(
-            request_id=generation.order.request_id,
-            choices=choices,
-            usage=generation.summary,
-            replayed=self._attached,
-        )
-
-    async def _settled(self) -> None:
-        while self._generation.phase is not Phase.SETTLED:
-            self._event.clear()
-            await self._event.wait()
-
-    async def _admitted(self) -> None:
-        generation = self._generation
-        while generation.phase is Phase.PREPARING:
-            self._event.clear()
-            await self._event.wait()
-        self._check_refusal()
-
-    def _check_refusal(self) -> None:
-        """Refused it never is settled: nobody may wait for that. Also the engine can refuse."""
-        if self._generation.refusal is not None:
-            raise self._generation.refusal
-
-    def _started(self) -> inference.Started:
-        return inference.Started(
-            request_id=self._generation.order.request_id,
-            prompt_tokens=self._generation.prompt_tokens,
-            replayed=self._attached,
-        )
-
-    def _check_whole(self, cursors: list[int]) -> None:
-        """A caller that was cut off must not believe that it has the whole answer."""
-        generation = self._generation
-        if not any(
-            cursor < generation.durable_chunks(choice) for choice, cursor in enumerate(cursors)
-        ):
-            return
-        if generation.was_left:
-            # It had been stopped for others who left, before this caller came to it.
-            raise errors.Unavailable(
-                "this request was being ended because its callers had left; ask again under the"
-                " same id for what they were given, or under a new id for an answer",
-                reason="ENDING",
-                retry_after_ms=1_000,
-            )
-        raise errors.Unavailable(
-            "the answer was not read in time; ask again under the same id for what was read",
-            reason="SLOW_READER",
-            retry_after_ms=1_000,
-        )

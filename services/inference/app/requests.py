@@ -23,7 +23,9 @@ from inference.app.embedding import (
     ended_unread,
     vectors_of,
 )
-from inference.app.generation import Caller, Generation, Order, Reader, World
+from inference.app.generation import Generation
+from inference.app.order import Caller, Order, World
+from inference.app.reader import Reader
 from inference.app.shelf import Served, Shelf
 from inference.domain.event import body_digest, summary_of
 from inference.domain.outcome import End

@@ -33,7 +33,7 @@ from inference.app.batch_runner import BatchRunner
 from inference.app.books import Books
 from inference.app.dozing import AWAY, Dozing
 from inference.app.gate import Gate, yielded_places
-from inference.app.generation import World
+from inference.app.order import World
 from inference.app.requests import Requests
 from inference.app.residency import Residency
 from inference.app.shelf import Served, Shelf

@@ -16,7 +16,7 @@ from inference.adapters.spool import Limits, Spool
 from inference.app import credit
 from inference.app.books import Books
 from inference.app.gate import Gate
-from inference.app.generation import Caller, World
+from inference.app.order import Caller, World
 from inference.app.requests import Requests
 from inference.app.shelf import Served, Shelf
 from inference.app.streams import Streams

@@ -25,7 +25,7 @@ from inference.adapters.batch_results import Results
 from inference.adapters.batch_store import BatchStore, BatchStoreUnusable, File
 from inference.adapters.openai_bodies import Bodies
 from inference.app.batch_runner import BatchRunner
-from inference.app.generation import Caller
+from inference.app.order import Caller
 from inference.app.recovery import settle_orphan
 from inference.domain import batches
 from inference.domain.batches import Batch, Problem

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from tests.unit.inference.scripted import bench, order
 
 from inference.app.gate import Gate
-from inference.app.generation import Caller, Reader
+from inference.app.order import Caller
+from inference.app.reader import Reader
 from inference.domain.fairness import FairQueue, Ticket
 from inference.domain.outcome import End
 from kernel import errors

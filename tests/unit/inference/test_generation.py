@@ -19,7 +19,8 @@ from inference import engine as port
 from inference.adapters import spool_codec
 from inference.adapters.spool import Limits, Spool
 from inference.app import generation as generation_module
-from inference.app.generation import Caller, Phase, Reader
+from inference.app.order import Caller, Phase
+from inference.app.reader import Reader
 from inference.app.recovery import recover
 from inference.app.requests import answer_of
 from inference.app.streams import Streams

@@ -12,7 +12,7 @@ import pytest
 
 from inference.adapters import keys as keys_module
 from inference.adapters.keys import FRESH_MS, STALE_MS, UNKNOWN_MS, Keys
-from inference.app.generation import Caller
+from inference.app.order import Caller
 from kernel import errors, grpcs
 from tollbook.pricing.v1 import pricing_pb2 as pricing
 from tollbook.pricing.v1 import pricing_pb2_grpc

@@ -9,7 +9,7 @@ import pytest
 from tests.unit.inference.scripted import CALLER, bench, order
 
 from inference.app import requests as requests_module
-from inference.app.generation import Caller
+from inference.app.order import Caller
 from inference.app.shelf import Shelf
 from kernel import errors
 

@@ -50,14 +50,15 @@ class Results:
             self._waiting = []
             try:
                 await asyncio.to_thread(self._append, group)
+                for answered, line, _ in group:
+                    self.done.add(line["custom_id"])
+                    self.sums.add(answered, line)
             except Exception as error:
                 for *_, written in group:
                     if not written.done():
                         written.set_exception(error)
                 continue
-            for answered, line, written in group:
-                self.done.add(line["custom_id"])
-                self.sums.add(answered, line)
+            for *_, written in group:
                 if not written.done():
                     written.set_result(None)
 

@@ -157,6 +157,15 @@ async def test_a_disk_that_takes_half_a_line_leaves_none_of_it(
     assert [json.loads(x)["custom_id"] for x in (tmp_path / "a").open()] == ["good"]
 
 
+async def test_an_answer_without_usage_fails_its_line_and_hangs_nobody(tmp_path: Path) -> None:
+    results = Results(tmp_path / "a", tmp_path / "b")
+    odd = {**answer("odd"), "response": {"body": {}}}
+    with pytest.raises(KeyError, match="usage"):
+        await asyncio.wait_for(results.add(True, odd), 30)
+    await results.add(False, answer("bad"))
+    results.close()
+
+
 def file_of(file_id: str, account: str = "acct", purpose: str = "batch") -> File:
     return File(file_id, account, "in.jsonl", purpose, 3, 1)
 

@@ -387,7 +387,10 @@ class Counts:
     undelivered: int
 
     def charge(self, outcome: usage_pb2.Outcome.ValueType) -> Fraction:
-        """What they cost, in pico-dollars."""
+        """What they cost, in pico-dollars; nothing for a failure that gave nothing."""
+        failed = (usage_pb2.OUTCOME_ENGINE_LOST, usage_pb2.OUTCOME_ERROR_MID_STREAM)
+        if outcome in failed and self.output == self.undelivered:
+            return Fraction(0)
         return charge(self.plain, self.cached, self.output, self.undelivered, outcome)
 
 

@@ -48,8 +48,8 @@ def complete(
     event.CopyFrom(template)
     event.ClearField("quantities")
     event.quantities.extend(tally.quantities())
-    if event.service_tier == BATCH_TIER and end in OURS and tally.nothing_delivered:
-        # It is run again by the service and not by the caller, who is to pay one prompt.
+    if end in OURS and tally.nothing_delivered:
+        # Whoever asks again, the caller or for a batch the service, is to pay one prompt.
         for leaf in event.quantities:
             leaf.undelivered_amount = leaf.amount
     event.outcome = outcome_of(end, tally.made_tokens)  # type: ignore[assignment]

@@ -324,17 +324,18 @@ def table(received: list[Received], planned: list[str], house: House) -> tuple[s
         row["billed"] += output_of(event)
         row["undelivered"] += undelivered_of(event)
         outcomes[usage.Outcome.Name(event.outcome).removeprefix("OUTCOME_").lower()] += 1
-    counted, waste = 0, Counter[str]()
+    counted, inferred, waste = 0, 0, Counter[str]()
     for item in unique(received):
         reading = item.record.engine_reading
         if reading.final:
-            counted += reading.generation_tokens
+            counted += reading.generation_tokens - reading.inferred_tokens
+            inferred += reading.inferred_tokens
             for part in reading.waste:
                 waste[usage.WasteKind.Name(part.kind).removeprefix("WASTE_KIND_").lower()] += (
                     part.tokens
                 )
     billed = sum(row["billed"] for row in rows.values())
-    residual = counted - billed - sum(waste.values())
+    residual = counted + inferred - billed - sum(waste.values())
     head = f"{'situation':<16}{'requests':>10}{'events':>10}{'billed':>12}{'undelivered':>14}"
     lines = [head, "-" * len(head)]
     for name, row in sorted(rows.items()):
@@ -344,6 +345,7 @@ def table(received: list[Received], planned: list[str], house: House) -> tuple[s
         )
     lines.append("-" * len(head))
     lines.append(f"{'engines counted':<36}{counted:>12}")
+    lines.append(f"{'inferred of killed engines':<36}{inferred:>12}")
     lines.append(f"{'billed':<36}{billed:>12}")
     for kind, amount in sorted(waste.items()):
         lines.append(f"{'waste: ' + kind:<36}{amount:>12}")

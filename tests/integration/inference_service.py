@@ -79,6 +79,8 @@ class Pricing(pricing_pb2_grpc.PricingServiceServicer):
         return holds.ReleaseResponse(released=True)
 
 
+# Sequences that run at once here, each with some steps' tokens.
+INFERRED_MOST = 512
 ACCOUNTS = tuple(f"acct-{number}" for number in range(16))
 
 
@@ -392,6 +394,9 @@ def gaps(received: Sequence[Received]) -> list[str]:
 def check_conserved(received: Sequence[Received]) -> set[str]:
     """Nothing is missing in the topic and nothing is too much; gives the engines that ended."""
     assert gaps(received) == []
+    for item in unique(received):
+        # Beyond a dead engine's last recorded counter no more than one write to the disk holds.
+        assert item.record.engine_reading.inferred_tokens <= INFERRED_MOST
     residuals = final_residuals(received)
     assert set(residuals.values()) == {0}
     return set(residuals)

@@ -61,7 +61,10 @@ class _Writer:
         self.buffer += struct.pack(f"<{len(value)}I", *value)
 
     def flag(self, value: bool) -> None:
-        self.buffer.append(1 if value else 0)
+        self.byte(1 if value else 0)
+
+    def byte(self, value: int) -> None:
+        self.buffer.append(value)
 
 
 class _Reader:
@@ -97,7 +100,10 @@ class _Reader:
         return array(_ID_CODE, struct.unpack(f"<{count}I", self._take(4 * count)))
 
     def flag(self) -> bool:
-        return bool(self._take(1)[0])
+        return bool(self.byte())
+
+    def byte(self) -> int:
+        return self._take(1)[0]
 
     def end(self) -> None:
         if self._at != len(self._payload):
@@ -177,6 +183,10 @@ def _read_outbound(reader: _Reader) -> records.Outbound:
     )
 
 
+_FINAL: Final = 1
+_INFERRED: Final = 2
+
+
 def _count(writer: _Writer, value: records.EngineCount) -> None:
     writer.text(value.engine_id)
     writer.u64(value.generation_tokens)
@@ -185,7 +195,10 @@ def _count(writer: _Writer, value: records.EngineCount) -> None:
     for kind, tokens in sorted(value.waste.items()):
         writer.u32(kind)
         writer.u64(tokens)
-    writer.flag(value.final)
+    # One byte, as of spools that knew no inferred tokens: what follows it is told by a bit.
+    writer.byte(_FINAL * value.final | _INFERRED * bool(value.inferred_tokens))
+    if value.inferred_tokens:
+        writer.u64(value.inferred_tokens)
 
 
 def _read_count(reader: _Reader) -> records.EngineCount:
@@ -194,7 +207,9 @@ def _read_count(reader: _Reader) -> records.EngineCount:
     for _ in range(reader.u32()):
         kind = reader.u32()
         waste[kind] = reader.u64()
-    return records.EngineCount(engine_id, generation, prompt, waste, reader.flag())
+    told = reader.byte()
+    inferred = reader.u64() if told & _INFERRED else 0
+    return records.EngineCount(engine_id, generation, prompt, waste, bool(told & _FINAL), inferred)
 
 
 def _known(cached_tokens: int) -> int:

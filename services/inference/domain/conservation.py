@@ -23,6 +23,7 @@ class EngineBook:
     prompt_tokens: int = 0
     settled_tokens: int = 0
     waste: dict[int, int] = field(default_factory=dict)
+    inferred_tokens: int = 0
     final: bool = False
 
     def count(self, generation_tokens: int, prompt_tokens: int) -> None:
@@ -55,10 +56,12 @@ class EngineBook:
 
         What its counter had beyond them died with it: waste of its own kind.
         A record proves that the counter had at least reached it, also where the
-        counter's last recorded value is older.
+        counter's last recorded value is older; by how much is told apart, so that
+        a token counted twice does not hide in it.
         """
         self.discard(usage.WASTE_KIND_ENGINE_LOST, max(0, self.residual()))
-        self.generation_tokens = max(self.generation_tokens, self.accounted_tokens)
+        self.inferred_tokens = self.accounted_tokens - self.generation_tokens
+        self.generation_tokens = self.accounted_tokens
         self.final = True
 
     def reading(self, now_us: int) -> usage.EngineReading:
@@ -70,6 +73,7 @@ class EngineBook:
             waste=waste_items(self.waste),
             reading_time=timestamp_of(now_us),
             final=self.final,
+            inferred_tokens=self.inferred_tokens,
         )
 
 

@@ -240,6 +240,7 @@ class Journal:
         book = self._book(count.engine_id)
         book.count(count.generation_tokens, count.prompt_tokens)
         book.waste = dict(count.waste)
+        book.inferred_tokens = count.inferred_tokens
         book.final = book.final or count.final
 
     def _book(self, engine_id: str) -> EngineBook:
@@ -271,4 +272,5 @@ def count_of(book: EngineBook) -> records.EngineCount:
         book.prompt_tokens,
         dict(book.waste),
         book.final,
+        book.inferred_tokens,
     )

@@ -81,6 +81,8 @@ class EngineCount:
     prompt_tokens: int
     waste: Mapping[int, int]
     final: bool
+    inferred_tokens: int = 0
+    """Of generation_tokens, beyond the counter's last recorded value."""
 
 
 @dataclass(frozen=True, slots=True)

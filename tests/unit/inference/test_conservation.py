@@ -45,7 +45,8 @@ def test_a_lost_engine_ends_without_residual_and_charges_nothing_more(
     lost = sum(item.tokens for item in reading.waste)
     assert lost == max(0, counter - sum(settled))
     assert reading.generation_tokens == sum(settled) + lost
-    assert reading.generation_tokens >= counter
+    assert reading.generation_tokens - reading.inferred_tokens == counter
+    assert reading.inferred_tokens == max(0, sum(settled) - counter)
     assert book.residual() == 0
     assert reading.final
 

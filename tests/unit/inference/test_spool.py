@@ -56,6 +56,7 @@ ENGINE_COUNT = st.builds(
     prompt_tokens=COUNTS,
     waste=st.dictionaries(st.integers(0, 9), COUNTS).map(lambda waste: dict(sorted(waste.items()))),
     final=st.booleans(),
+    inferred_tokens=COUNTS,
 )
 RECORDS = st.one_of(
     st.builds(records.Booted, engine_id=TEXT),

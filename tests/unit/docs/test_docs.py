@@ -241,3 +241,16 @@ def test_the_auditors_shell_lines_do_what_the_page_says(tmp_path: Path) -> None:
     assert verdict == "Signature Verified Successfully"
     assert leaf == first
     assert digest == served
+
+
+def test_alerts_are_on_metrics_that_are_there() -> None:
+    """As Prometheus names them: dots are underscores, and a counter ends in `_total`."""
+    made = {
+        name.replace(".", "_")
+        for source in (ROOT / "services").rglob("*.py")
+        for name in re.findall(r'METRIC: Final = "([a-z._]+)"', source.read_text())
+    }
+    rules = (ROOT / "deploy" / "alerts.yaml").read_text()
+    used = re.findall(r"tollbook_[a-z_]+", "".join(re.findall(r"expr: (.*)", rules)))
+    assert used
+    assert {name.removesuffix("_total") for name in used} <= made

@@ -157,9 +157,10 @@ class Crowd:
         spec: inference.GenerationSpec,
         leave_after: int | None = None,
         pause_s: float = 0.0,
+        timeout_s: float | None = None,
     ) -> None:
         async def call(told: Told) -> None:
-            stream = self.house.service.stream(spec, account)
+            stream = self.house.service.stream(spec, account, timeout=timeout_s)
             seen = chunks = 0
             async for message in stream:
                 seen += len(message.delta.token_ids)
@@ -238,7 +239,10 @@ async def _abort(crowd: Crowd, source: random.Random, account: str, name: str) -
 
 async def _deadline(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
     spec = chat(_text(source), name, max_tokens=2_000, ignore_eos=True)
-    await crowd.once(account, spec, timeout_s=source.uniform(0.02, 1.5))
+    timeout_s = source.uniform(0.02, 1.5)
+    await (crowd.stream if source.random() < 0.5 else crowd.once)(
+        account, spec, timeout_s=timeout_s
+    )
 
 
 async def _slow_reader(crowd: Crowd, source: random.Random, account: str, name: str) -> None:

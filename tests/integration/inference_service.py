@@ -352,7 +352,8 @@ def metered_of(event: usage.UsageEvent) -> int:
 
 
 def undelivered_of(event: usage.UsageEvent) -> int:
-    return sum(q.undelivered_amount for q in event.quantities)
+    """Of the output, what no caller was given."""
+    return sum(q.undelivered_amount for q in event.quantities if q.direction == usage.DIRECTION_OUT)
 
 
 def final_residuals(received: Sequence[Received]) -> dict[str, int]:

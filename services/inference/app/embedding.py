@@ -18,13 +18,12 @@ from opentelemetry import trace
 from inference import engine as port
 from inference.app.admission import Admission
 from inference.app.order import REQUEST_BYTES, Order, Phase, World, failure_of
+from inference.app.settlement import settled
 from inference.domain import records
-from inference.domain.counting import metered_tokens_of
 from inference.domain.embedding import NO_CHOICES, EmbeddingTally
 from inference.domain.event import BATCH_TIER, complete, summary_of
 from inference.domain.outcome import End
 from kernel import errors, telemetry
-from kernel.placement import usage_log
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
 
@@ -215,18 +214,13 @@ class Embedding:
 
     def _begin(self, job: port.EmbedJob) -> EmbeddingTally:
         tally = self._tally = EmbeddingTally(sum(map(len, job.inputs)))
-        trace_id, span_id = telemetry.ids_of(self._span)
         self._world.spool.append(
-            records.Started(
-                serial=self._serial,
-                account_id=self.order.caller.account_id,
-                request_id=self.order.request_id,
-                body_digest=self.order.body_digest,
-                template=self._template().SerializeToString(deterministic=True),
-                trace_id=trace_id,
-                span_id=span_id,
-                prompt_tokens=tally.prompt_tokens,
-                choices=NO_CHOICES,
+            self.order.started(
+                self._serial,
+                self._template(),
+                telemetry.ids_of(self._span),
+                tally.prompt_tokens,
+                NO_CHOICES,
             )
         )
         self.phase = Phase.RUNNING
@@ -265,28 +259,18 @@ class Embedding:
     async def _settle(self, tally: EmbeddingTally, end: End) -> None:
         world, order = self._world, self.order
         event = complete(self._template(), tally, end, self._first_us, world.clock.now_us())
-        data = event.SerializeToString(deterministic=True)
-        trace_id, span_id = telemetry.ids_of(self._span)
-        outbound = world.streams.usage_event(order.caller.account_id, data, trace_id, span_id)
-        log_name = usage_log(outbound.partition)
+        record = settled(
+            world.streams,
+            self._serial,
+            event,
+            order.body_digest,
+            telemetry.ids_of(self._span),
+            results_of(self.vectors) if tally.delivered else (),
+        )
         # From here on its tokens are settled and no longer in flight, in one step.
         self.phase = Phase.SETTLING
         world.books.discard(usage.WASTE_KIND_UNPROVEN, tally.doubted_tokens)
-        results = results_of(self.vectors) if tally.delivered else ()
-        world.spool.append(
-            records.Settled(
-                serial=self._serial,
-                account_id=order.caller.account_id,
-                request_id=order.request_id,
-                body_digest=order.body_digest,
-                engine_id=world.engine_id,
-                output_tokens=metered_tokens_of(event.quantities),
-                event=data,
-                log=log_name,
-                results=results,
-                outbound=outbound,
-            )
-        )
+        world.spool.append(record)
         self._span.set_attributes(
             {
                 telemetry.GEN_AI_RESPONSE_ID: event.event_id,
@@ -296,7 +280,7 @@ class Embedding:
         )
         await world.spool.durable()
         self._admission.settled()
-        self.summary = summary_of(event, log_name)
+        self.summary = summary_of(event, record.log)
         self.phase = Phase.SETTLED
 
     def _refuse(self, error: errors.TollbookError) -> None:

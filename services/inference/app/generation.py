@@ -20,12 +20,12 @@ from inference import engine as port
 from inference.app.admission import Admission
 from inference.app.order import REQUEST_BYTES, Order, Phase, World, failure_of
 from inference.app.reader import Reader
+from inference.app.settlement import settled
 from inference.domain import records
-from inference.domain.counting import Tally, metered_tokens_of
+from inference.domain.counting import Tally
 from inference.domain.event import BATCH_TIER, complete, summary_of
 from inference.domain.outcome import End
 from kernel import errors, telemetry
-from kernel.placement import usage_log
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage
 
@@ -236,18 +236,13 @@ class Generation:
         self._durable = [0] * choices
         self._delivered = [0] * choices
         self._serial = self._world.spool.journal.next_serial
-        trace_id, span_id = telemetry.ids_of(self._span)
         self._world.spool.append(
-            records.Started(
-                serial=self._serial,
-                account_id=self.order.caller.account_id,
-                request_id=self.order.request_id,
-                body_digest=self.order.body_digest,
-                template=self._template().SerializeToString(deterministic=True),
-                trace_id=trace_id,
-                span_id=span_id,
-                prompt_tokens=self.prompt_tokens,
-                choices=choices,
+            self.order.started(
+                self._serial,
+                self._template(),
+                telemetry.ids_of(self._span),
+                self.prompt_tokens,
+                choices,
             )
         )
         self.phase = Phase.RUNNING
@@ -362,31 +357,22 @@ class Generation:
             self._first_token_us,
             world.clock.now_us(),
         )
-        data = event.SerializeToString(deterministic=True)
-        trace_id, span_id = telemetry.ids_of(self._span)
-        outbound = world.streams.usage_event(order.caller.account_id, data, trace_id, span_id)
-        log_name = usage_log(outbound.partition)
+        record = settled(
+            world.streams,
+            self._serial,
+            event,
+            order.body_digest,
+            telemetry.ids_of(self._span),
+            self._results(),
+        )
         # From here on its tokens are settled and no longer in flight, in one step.
         self.phase = Phase.SETTLING
         world.books.discard(usage.WASTE_KIND_UNPROVEN, self.tally.doubted_output_tokens)
-        world.spool.append(
-            records.Settled(
-                serial=self._serial,
-                account_id=order.caller.account_id,
-                request_id=order.request_id,
-                body_digest=order.body_digest,
-                engine_id=world.engine_id,
-                output_tokens=metered_tokens_of(event.quantities),
-                event=data,
-                log=log_name,
-                results=self._results(),
-                outbound=outbound,
-            )
-        )
+        world.spool.append(record)
         self._describe(event)
         await world.spool.durable()
         self._admission.settled()
-        self.summary = summary_of(event, log_name)
+        self.summary = summary_of(event, record.log)
         self.phase = Phase.SETTLED
 
     def _results(self) -> tuple[records.ChoiceResult, ...]:

@@ -15,6 +15,7 @@ from inference.app.credit import Credit, Request
 from inference.app.gate import Gate
 from inference.app.streams import Streams
 from inference.domain.outcome import End
+from inference.domain.records import Started
 from kernel import errors
 from kernel.clock import Clock, timestamp_of
 from tollbook.usage.v1 import usage_pb2 as usage
@@ -94,6 +95,28 @@ class Order(Generic[Spec]):
             service_tier=self.service_tier,
             event_time=timestamp_of(accepted_us),
             engine_id=engine_id,
+        )
+
+    def started(
+        self,
+        serial: int,
+        template: usage.UsageEvent,
+        trace_ids: tuple[bytes, bytes],
+        prompt_tokens: int,
+        choices: int,
+    ) -> Started:
+        """The record of its start. `trace_ids`: of trace and span."""
+        trace_id, span_id = trace_ids
+        return Started(
+            serial=serial,
+            account_id=self.caller.account_id,
+            request_id=self.request_id,
+            body_digest=self.body_digest,
+            template=template.SerializeToString(deterministic=True),
+            trace_id=trace_id,
+            span_id=span_id,
+            prompt_tokens=prompt_tokens,
+            choices=choices,
         )
 
 

@@ -8,14 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from inference.adapters.spool import Spool
+from inference.app.settlement import settled
 from inference.app.streams import Streams
-from inference.domain.counting import metered_tokens_of
 from inference.domain.event import complete
 from inference.domain.journal import OpenRequest, count_of
 from inference.domain.outcome import End
-from inference.domain.records import Closed, Noted, Settled
+from inference.domain.records import Closed, Noted
 from kernel.clock import Clock
-from kernel.placement import usage_log
 from tollbook.usage.v1 import usage_pb2 as usage
 
 
@@ -58,19 +57,7 @@ def settle_orphan(spool: Spool, streams: Streams, orphan: OpenRequest, clock: Cl
     started = orphan.started
     template = usage.UsageEvent.FromString(started.template)
     event = complete(template, orphan.tally, End.ENGINE_LOST, orphan.first_token_us, clock.now_us())
-    data = event.SerializeToString(deterministic=True)
-    outbound = streams.usage_event(started.account_id, data, started.trace_id, started.span_id)
+    trace_ids = started.trace_id, started.span_id
     spool.append(
-        Settled(
-            serial=started.serial,
-            account_id=started.account_id,
-            request_id=started.request_id,
-            body_digest=started.body_digest,
-            engine_id=template.engine_id,
-            output_tokens=metered_tokens_of(event.quantities),
-            event=data,
-            log=usage_log(outbound.partition),
-            results=orphan.results(),
-            outbound=outbound,
-        )
+        settled(streams, started.serial, event, started.body_digest, trace_ids, orphan.results())
     )

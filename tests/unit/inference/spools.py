@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from inference.adapters.spool import Limits, Spool
+from inference.app import settlement
 from inference.app.streams import Streams
 from inference.domain import records
 from kernel.clock import timestamp_of
-from kernel.placement import partition_of, usage_log
 from tollbook.usage.v1 import usage_pb2 as usage
 
 SMALL = Limits(segment_bytes=4_096, retain_bytes=12_000, max_bytes=64_000)
@@ -38,18 +38,9 @@ def progress(serial: int, total: int, ids: list[int], delivered: int = 0) -> rec
 def settled(spool: Spool, streams: Streams, start: records.Started, tokens: int) -> records.Settled:
     event = usage.UsageEvent.FromString(start.template)
     event.quantities.add(unit=usage.UNIT_TOKEN, direction=usage.DIRECTION_OUT, amount=tokens)
-    data = event.SerializeToString()
-    return records.Settled(
-        serial=start.serial,
-        account_id=start.account_id,
-        request_id=start.request_id,
-        body_digest=start.body_digest,
-        engine_id=event.engine_id,
-        output_tokens=tokens,
-        event=data,
-        log=usage_log(partition_of(start.account_id, streams.partitions)),
-        results=(records.ChoiceResult(list(range(tokens)), "x" * tokens, 1),),
-        outbound=streams.usage_event(start.account_id, data, b"", b""),
+    result = records.ChoiceResult(list(range(tokens)), "x" * tokens, 1)
+    return settlement.settled(
+        streams, start.serial, event, start.body_digest, (b"", b""), (result,)
     )
 
 

@@ -11,7 +11,7 @@ import grpc.aio
 from inference.adapters.keys import Keys
 from inference.app.books import Books
 from inference.app.embedding import EmbeddingReader
-from inference.app.reader import Reader
+from inference.app.reader import Answer_co, Reader, Whole
 from inference.app.requests import Requests, answer_of, embedded_of, messages_of
 from inference.app.shelf import Shelf
 from inference.domain.outcome import End
@@ -79,16 +79,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
                 usage=answer.summary,
                 replayed=True,
             )
-        visit = _Visit(found, context)
-        try:
-            response = await found.whole()
-        except errors.TollbookError as error:
-            await self._end(context, error, found.summary)
-            raise
-        finally:
-            visit.end()
-        await self._end(context, None, found.summary)
-        return response
+        return await self._whole(found, context)
 
     async def CountTokens(  # noqa: N802
         self, request: inference.CountTokensRequest, context: Context
@@ -110,16 +101,7 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
             settled, failure = embedded_of(found)
             await self._end(context, failure, settled.usage)
             return settled
-        visit = _Visit(found, context)
-        try:
-            response = await found.whole()
-        except errors.TollbookError as error:
-            await self._end(context, error, found.summary)
-            raise
-        finally:
-            visit.end()
-        await self._end(context, None, response.usage)
-        return response
+        return await self._whole(found, context)
 
     async def ListModels(  # noqa: N802
         self, _request: inference.ListModelsRequest, context: Context
@@ -148,6 +130,19 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         await self._keys.resolve(authorization_of(context))
         return await self._books.conservation()
 
+    async def _whole(self, reader: Whole[Answer_co], context: Context) -> Answer_co:
+        """The answer at once, and what it costs beside it, also when there is none."""
+        visit = _Visit(reader, context)
+        try:
+            response = await reader.whole()
+        except errors.TollbookError as error:
+            await self._end(context, error, reader.summary)
+            raise
+        finally:
+            visit.end()
+        await self._end(context, None, reader.summary)
+        return response
+
     @staticmethod
     async def _end(
         context: Context,
@@ -170,7 +165,7 @@ class _Visit:
     waits for a slow reader.
     """
 
-    def __init__(self, reader: Reader | EmbeddingReader, context: Context) -> None:
+    def __init__(self, reader: Whole[object], context: Context) -> None:
         self._reader = reader
         # None when the caller set no deadline, whatever the stub says.
         remaining_s: float | None = context.time_remaining()

@@ -11,7 +11,7 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -25,15 +25,13 @@ from inference.adapters.openai_bodies import Asked, Bodies
 from inference.adapters.openai_teller import Teller
 from inference.app.embedding import EmbeddingReader
 from inference.app.order import Caller
-from inference.app.reader import Reader
+from inference.app.reader import Answer_co, Reader, Whole
 from inference.app.requests import Answer, Requests, answer_of, embedded_of, messages_of
 from inference.app.shelf import Shelf
 from inference.domain.outcome import End
 from kernel import errors
 from kernel.clock import Clock
 from tollbook.inference.v1 import inference_pb2 as inference
-
-Answer_co = TypeVar("Answer_co", covariant=True)
 
 
 class HttpDoor:
@@ -123,16 +121,7 @@ async def _whole(reader: Reader, teller: Teller, receive: Receive) -> Response:
     return _told(teller, answer.request_id, answer.choices, answer.usage)
 
 
-class _Whole(Protocol[Answer_co]):
-    @property
-    def summary(self) -> inference.UsageSummary | None: ...
-
-    def leave(self, why: End) -> None: ...
-
-    async def whole(self) -> Answer_co: ...
-
-
-async def _unless_left(reader: _Whole[Answer_co], receive: Receive) -> Answer_co | Response:
+async def _unless_left(reader: Whole[Answer_co], receive: Receive) -> Answer_co | Response:
     answering = asyncio.create_task(reader.whole())
     leaving = asyncio.create_task(_disconnected(receive))
     try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from inference.app.order import Phase
 from inference.domain.outcome import End
@@ -13,6 +13,23 @@ from tollbook.inference.v1 import inference_pb2 as inference
 
 if TYPE_CHECKING:
     from inference.app.generation import Generation
+
+
+Answer_co = TypeVar("Answer_co", covariant=True)
+
+
+class Whole(Protocol[Answer_co]):
+    """A caller that wants its answer at once, of text or of vectors."""
+
+    @property
+    def summary(self) -> inference.UsageSummary | None:
+        """What will be charged; None while it is not settled, or when it was refused."""
+
+    def leave(self, why: End) -> None:
+        """The caller is gone, or has everything."""
+
+    async def whole(self) -> Answer_co:
+        """The answer. Errors: the refusal or the failure."""
 
 
 class Reader:

@@ -19,7 +19,6 @@ from typing import Any, Final
 from tests.integration.openai_server import openai_server
 
 from bench import engine_load
-from bench.usage_load import percentiles
 from inference import engine as port
 from inference import tinymodel
 from inference.adapters.upstream.engine import UpstreamEngine, UpstreamOptions
@@ -97,19 +96,7 @@ async def _measure(inside: VllmEngine, home: Path, started_s: float) -> dict[str
             wakes = await _wakes(inside)
         finally:
             await inside.stop()
-    levels = [
-        {
-            "concurrency": level,
-            **{
-                name: {
-                    "tokens_per_s": round(statistics.median(seen[name, level].tokens_per_s)),
-                    "first_token_ms": percentiles(seen[name, level].first_token_ms),
-                }
-                for name in engines
-            },
-        }
-        for level, _ in LEVELS
-    ]
+    levels = engine_load.levels_of(seen, engines, [level for level, _ in LEVELS])
     return {"levels": levels, "cold_start_s": round(started_s, 1), "waking": wakes}
 
 

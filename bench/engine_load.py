@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import random
+import statistics
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from bench.usage_load import percentiles
 from inference.adapters.vllm_engine import VllmEngine
 from inference.adapters.vllm_start import VllmOptions
 from kernel.ids import new_id
@@ -146,3 +148,23 @@ async def one_round(
     """A round of requests of one length; gives the tokens that came."""
     source = random.Random(f"{salt}/{concurrency}/{len(into.tokens_per_s)}")
     return await of_specs(ask, salt, concurrency, specs(source, requests, output_tokens), into)
+
+
+def levels_of(
+    seen: Mapping[tuple[str, int], Samples], ways: Iterable[str], levels: Sequence[int]
+) -> list[dict[str, Any]]:
+    """By how many are asked at once: each way's median tokens/s, and its waits for a token."""
+    names = list(ways)
+    return [
+        {
+            "concurrency": level,
+            **{
+                name: {
+                    "tokens_per_s": round(statistics.median(seen[name, level].tokens_per_s)),
+                    "first_token_ms": percentiles(seen[name, level].first_token_ms),
+                }
+                for name in names
+            },
+        }
+        for level in levels
+    ]

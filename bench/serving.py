@@ -13,7 +13,6 @@ import asyncio
 import json
 import os
 import random
-import statistics
 import time
 from typing import Any, Final
 
@@ -21,7 +20,6 @@ import openai
 
 from bench import engine_load
 from bench.child import last_line_of
-from bench.usage_load import percentiles
 from kernel import grpcs, telemetry
 from tollbook.demo import setting
 from tollbook.inference.v1 import inference_pb2, inference_pb2_grpc
@@ -129,19 +127,7 @@ async def _measure(environment: dict[str, str]) -> dict[str, Any]:
     await client.close()
     await channel.close()
     await pricing.close()
-    levels = [
-        {
-            "concurrency": level,
-            **{
-                way: {
-                    "tokens_per_s": round(statistics.median(seen[way, level].tokens_per_s)),
-                    "first_token_ms": percentiles(seen[way, level].first_token_ms),
-                }
-                for way in ways
-            },
-        }
-        for level, _ in LEVELS
-    ]
+    levels = engine_load.levels_of(seen, ways, [level for level, _ in LEVELS])
     return {"levels": levels, "batch": batch}
 
 

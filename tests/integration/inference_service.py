@@ -24,6 +24,7 @@ import grpc.aio
 import psutil
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from openai import AsyncOpenAI
 
 from kernel import grpcs
 from tollbook.inference.v1 import inference_pb2 as inference
@@ -245,6 +246,16 @@ def with_secret(secret: str) -> tuple[tuple[str, str], ...]:
 
 def bearer(account: str) -> tuple[tuple[str, str], ...]:
     return with_secret(secret_of(account))
+
+
+def openai_client(service: Service, account: str = "acct-0", retries: int = 0) -> AsyncOpenAI:
+    """The official package's client of an account."""
+    return AsyncOpenAI(
+        base_url=f"http://{service.place.http}/v1",
+        api_key=secret_of(account),
+        max_retries=retries,
+        timeout=120,
+    )
 
 
 def chat(

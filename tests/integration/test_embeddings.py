@@ -34,6 +34,7 @@ from tests.integration.inference_service import (
     events_of,
     eventually_in_topic,
     metered_of,
+    openai_client,
     secret_of,
     serving,
     topic,
@@ -120,14 +121,6 @@ def service(
     return {"inside": inside, "upstream": upstream}[request.param]
 
 
-def client_of(service: Service, retries: int = 0) -> AsyncOpenAI:
-    return AsyncOpenAI(
-        base_url=f"http://{service.place.http}/v1",
-        api_key=secret_of("acct-1"),
-        max_retries=retries,
-    )
-
-
 async def embed(service: Service, **fields: Any) -> inference.EmbedResponse:
     request = inference.EmbedRequest(**{"model": "tiny", **fields})
     answer: inference.EmbedResponse = await service.stub.Embed(
@@ -159,7 +152,7 @@ async def test_both_doors_and_both_engines_give_the_vectors_of_the_engine_alone(
         inputs=[inference.TokenPrompt(token_ids=one) for one in ids],
         request_id=f"{name}-2",
     )
-    client = client_of(service)
+    client = openai_client(service, "acct-1")
     raw = await client.embeddings.with_raw_response.create(model="tiny", input=list(TEXTS))
     by_http = raw.parse()
     tokens = sum(map(len, ids))
@@ -196,7 +189,7 @@ async def test_floats_and_base64_are_the_same_vector_and_a_cut_one_is_a_unit(
             )
             told[form] = answer.json()["data"][0]["embedding"]
     assert list(struct.unpack("<128f", base64.b64decode(told["base64"]))) == told["float"]
-    client = client_of(service)
+    client = openai_client(service, "acct-1")
     cut = await client.embeddings.create(model="tiny", input=[[20, 21], [22]], dimensions=32)
     for item in cut.data:
         assert len(item.embedding) == 32
@@ -223,7 +216,7 @@ async def test_what_is_no_input_is_refused_and_costs_nothing(
     service: Service, given: Any, said: str
 ) -> None:
     before = await service.engine()
-    client = client_of(service)
+    client = openai_client(service, "acct-1")
     with pytest.raises(openai.BadRequestError) as refused:
         await client.embeddings.create(model="tiny", input=given)
     assert said in refused.value.message
@@ -239,7 +232,7 @@ async def test_what_is_no_input_is_refused_and_costs_nothing(
 async def test_the_same_id_is_one_run_and_one_event_and_another_body_is_refused(
     service: Service,
 ) -> None:
-    client = client_of(service)
+    client = openai_client(service, "acct-1")
     before = await service.engine()
     name = f"same-{service.place.folder.name}"
     headers = {"Idempotency-Key": name}
@@ -261,7 +254,7 @@ async def test_a_model_that_embeds_says_that_it_cannot_generate(service: Service
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await service.once(chat("hello"), "acct-1")
     assert refused.value.code() is grpc.StatusCode.UNIMPLEMENTED
-    client = client_of(service, retries=2)
+    client = openai_client(service, "acct-1", retries=2)
     with pytest.raises(openai.BadRequestError) as told:
         await client.completions.create(model="tiny", prompt="hello")
     assert told.value.code == "model_cannot_generate"
@@ -352,7 +345,7 @@ async def test_a_server_that_tells_plain_floats_will_do(
 
 
 async def test_a_batchs_lines_are_embedded_and_each_is_billed_once(service: Service) -> None:
-    client = client_of(service)
+    client = openai_client(service, "acct-1")
     lines = [
         {
             "custom_id": f"line-{number}",

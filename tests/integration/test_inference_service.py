@@ -32,6 +32,7 @@ from tests.integration.inference_service import (
     end_whole,
     events_of,
     eventually_in_topic,
+    openai_client,
     output_of,
     secret_of,
     serving,
@@ -538,15 +539,6 @@ async def test_the_spool_is_the_owners_alone(service: Service) -> None:
 
 
 # The HTTP door: the official client, unchanged, on the same process and the same gate ----
-
-
-def openai_client(service: Service, account: str = "acct-0", retries: int = 0) -> AsyncOpenAI:
-    return AsyncOpenAI(
-        base_url=f"http://{service.place.http}/v1",
-        api_key=secret_of(account),
-        max_retries=retries,
-        timeout=120,
-    )
 
 
 def billed(event: usage.UsageEvent) -> tuple[int, int, int]:

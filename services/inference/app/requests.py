@@ -106,12 +106,9 @@ class Requests:
         """
         digest = body_digest(spec)
         key = (caller.account_id, spec.request_id or new_id("req"))
-        if (live := self._live.get(key)) is not None:
-            _same_body(key[1], digest, live.order.body_digest)
+        if (known := self._known(key, digest)) is not None:
             # The digest tells the kinds apart.
-            return self._attach(live)  # type: ignore[return-value]
-        if (settled := self._replayed(key, digest)) is not None:
-            return settled
+            return known  # type: ignore[return-value]
         served = self._place_for(caller, spec.model)
         if self._world.engine.capabilities().embeds:
             raise errors.Unimplemented(
@@ -135,11 +132,8 @@ class Requests:
         """
         digest = body_digest(request)
         key = (caller.account_id, request.request_id or new_id("req"))
-        if (live := self._live.get(key)) is not None:
-            _same_body(key[1], digest, live.order.body_digest)
-            return self._attach(live)  # type: ignore[return-value]
-        if (settled := self._replayed(key, digest)) is not None:
-            return settled
+        if (known := self._known(key, digest)) is not None:
+            return known  # type: ignore[return-value]
         served = self._place_for(caller, request.model)
         if not self._world.engine.capabilities().embeds:
             raise errors.Unimplemented(
@@ -155,8 +149,16 @@ class Requests:
         self._begin(key, embedding, embedding.run())
         return reader
 
-    def _replayed(self, key: tuple[str, str], digest: bytes) -> Settled | None:
-        """The settled answer, where there is one. Errors: AlreadyExists (other body)."""
+    def _known(
+        self, key: tuple[str, str], digest: bytes
+    ) -> Reader | EmbeddingReader | Settled | None:
+        """A reader of the request under way, or its settled answer, where there is one.
+
+        Errors: AlreadyExists (other body), Unavailable (too many readers).
+        """
+        if (live := self._live.get(key)) is not None:
+            _same_body(key[1], digest, live.order.body_digest)
+            return self._attach(live)
         replay = self._world.spool.journal.replays.get(key)
         if replay is None:
             return None

@@ -17,6 +17,7 @@ from kernel.cosignature import CosignerKey, cosigners_of, with_lines
 from kernel.note import Checkpoint, SignerKey, sign_checkpoint
 from kernel.tlogwitness import Request
 from witness.app import LogKeys, Witness, app_of
+from witness.keygen import follow
 from witness.protocol import RefusedError
 from witness.store import Store, StoreError, open_store
 
@@ -121,6 +122,36 @@ async def test_a_rotated_key_is_one_more_line_without_a_restart(
     assert (await post(witness, request.to_bytes())).status_code == 403
     (tmp_path / "logs").write_text(f"{LOG.verifier}\n{fresh.verifier}\n")
     assert (await post(witness, request.to_bytes())).status_code == 200
+
+
+def test_a_policy_of_its_own_follows_the_witness_to_another_port(tmp_path: Path) -> None:
+    policy = tmp_path / "policy"
+    for port in (1, 2):
+        follow(policy, KEY, f"127.0.0.1:{port}")
+        vkey = CosignerKey.of(KEY)
+        assert policy.read_text() == f"witness w1 {vkey} http://127.0.0.1:{port}\nquorum w1\n"
+        assert policy.stat().st_mode & 0o777 == 0o644
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        ("127.0.0.1:1", "witness.example:1"),
+        ("http:", "https:"),
+        ("quorum w1\n", "witness w2 other+1+key http://127.0.0.1:9\nquorum w1\n"),
+        ("quorum w1", "quorum none"),
+        (str(CosignerKey.of(KEY)), str(CosignerKey.of(SignerKey("witness.test/w2", bytes(32))))),
+        ("witness w1", "# ours\nwitness w1"),
+    ],
+)
+def test_any_other_policy_is_kept(tmp_path: Path, change: tuple[str, str]) -> None:
+    policy = tmp_path / "policy"
+    follow(policy, KEY, "127.0.0.1:1")
+    own = policy.read_text().replace(*change)
+    assert own != policy.read_text()
+    policy.write_text(own)
+    follow(policy, KEY, "127.0.0.1:2")
+    assert policy.read_text() == own
 
 
 def test_memory_outlives_the_process_and_has_one_user(tmp_path: Path) -> None:

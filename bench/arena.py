@@ -15,6 +15,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import psutil
+from tests.integration.free_port import free_port
 
 from bench import usage_load
 from tollbook.stack import Stack, Unusable
@@ -111,16 +112,6 @@ async def workers(on: Arena, count: int) -> AsyncIterator[list[psutil.Process]]:
             item.terminate()
         for item in started:
             await asyncio.to_thread(item.wait, 30)
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    import socket
-
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 async def full_topic(stack: Stack, events: int) -> str:

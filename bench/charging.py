@@ -20,13 +20,13 @@ from typing import Any, Final
 
 import asyncpg
 import structlog
+from tests.integration.free_port import free_port
 
 from bench import priced_load, trickle_load, usage_load
 from bench.arena import (
     PARTITIONS,
     Arena,
     arena,
-    free_port,
     full_topic,
     migrate,
     wait_owned,

@@ -27,9 +27,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.integration.free_port import free_port
 
 from bench import trickle_load, usage_load
-from bench.arena import PARTITIONS, Arena, arena, free_port, wait_owned, workers
+from bench.arena import PARTITIONS, Arena, arena, wait_owned, workers
 from kernel import cycles, grpcs
 from kernel.note import Checkpoint, SignerKey, sign_checkpoint
 from kernel.tiles import decode_bundle

@@ -10,7 +10,6 @@ import asyncio
 import hashlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -25,6 +24,7 @@ import psutil
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from openai import AsyncOpenAI
+from tests.integration.free_port import free_port
 
 from kernel import grpcs
 from tollbook.inference.v1 import inference_pb2 as inference
@@ -38,12 +38,6 @@ ROOT = Path(__file__).resolve().parents[2]
 TOPIC = "usage.events.v1"
 PARTITIONS = 4
 START_S = 300
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 class Pricing(pricing_pb2_grpc.PricingServiceServicer):

@@ -14,7 +14,8 @@ from typing import Any
 
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from tests.integration.ledger_world import LedgerWorld, free_port, until
+from tests.integration.free_port import free_port
+from tests.integration.ledger_world import LedgerWorld, until
 
 from kernel import grpcs
 from tollbook.ledger.v1 import ledger_pb2 as pb

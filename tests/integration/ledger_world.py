@@ -13,7 +13,6 @@ import itertools
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -31,6 +30,7 @@ from aiokafka.admin import AIOKafkaAdminClient, NewPartitions, NewTopic
 from aiokafka.errors import KafkaError
 from aiokafka.structs import TopicPartition
 from bench import usage_load
+from tests.integration.free_port import free_port
 from tests.unit.ledger.reference import ReferenceLog
 
 from kernel import merkle
@@ -89,14 +89,6 @@ async def until(what: str, holds: Callable[[], Awaitable[Any]], wait_s: float = 
         assert time.monotonic() < deadline, f"not within {wait_s:.0f} s: {what}"
         await asyncio.sleep(0.02)
     return answer
-
-
-def free_port() -> int:
-    """A port that nobody listens on just now."""
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        port: int = listener.getsockname()[1]
-        return port
 
 
 class Worker:

@@ -18,7 +18,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route
-from tests.integration.inference_service import free_port
+from tests.integration.free_port import free_port
 
 from kernel import web
 

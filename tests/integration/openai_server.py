@@ -13,7 +13,8 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import httpx
-from tests.integration.inference_service import START_S, free_port
+from tests.integration.free_port import free_port
+from tests.integration.inference_service import START_S
 
 
 class OpenAiServer:

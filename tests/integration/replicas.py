@@ -7,7 +7,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ from typing import Any, Final, TypeVar
 import grpc
 import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tests.integration.free_port import free_port
 
 from kernel import grpcs
 from tollbook.pricing.v1 import holds_pb2, money_pb2, pricing_pb2_grpc
@@ -28,19 +28,12 @@ TIMEOUT_S: Final = 90.0
 T = TypeVar("T")
 
 
-def _free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind((HOST, 0))
-        port: int = listening.getsockname()[1]
-        return port
-
-
 class Replicas:
     """Servers of pricing. `kill` is a kill -9; `start` brings one back under its address."""
 
     def __init__(self, stack: Stack, count: int) -> None:
         self._environment = {**os.environ, **stack.environment()}
-        self._addresses = [f"{HOST}:{_free_port()}" for _ in range(count)]
+        self._addresses = [f"{HOST}:{free_port()}" for _ in range(count)]
         self._processes: list[subprocess.Popen[bytes] | None] = [None] * count
         self._channels = [grpcs.channel(address) for address in self._addresses]
         self._stubs: list[Any] = [

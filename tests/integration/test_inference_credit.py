@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import socket
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import asyncpg
 import grpc.aio
 import pytest
+from tests.integration.free_port import free_port
 from tests.integration.pricing_books import Books
 
 from inference.adapters.credit import Policy, PricingCredit
@@ -95,13 +95,6 @@ async def house(pricing_tables: Stack) -> AsyncIterator[House]:
         await asyncio.gather(running, return_exceptions=True)
         pool.terminate()
         await admin.close()
-
-
-def free_port() -> int:
-    with socket.socket() as listening:
-        listening.bind(("127.0.0.1", 0))
-        port: int = listening.getsockname()[1]
-        return port
 
 
 async def test_a_request_holds_the_most_it_can_cost_until_it_is_charged(house: House) -> None:

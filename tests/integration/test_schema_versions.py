@@ -12,7 +12,7 @@ from urllib.parse import urlsplit, urlunsplit
 
 import asyncpg
 import pytest
-from tests.integration.ledger_world import free_port
+from tests.integration.free_port import free_port
 
 import ledger.adapters.migrate as ledger_migrate
 import pricing.adapters.migrate as pricing_migrate

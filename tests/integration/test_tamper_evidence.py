@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ from typing import Any
 import grpc.aio
 import httpx
 import pytest
+from tests.integration.free_port import free_port
 from tests.unit.kernel import fsck
 from tests.unit.ledger.s3_server import BUCKET, s3_server
 
@@ -246,8 +246,7 @@ async def test_tiles_in_a_bucket(
         kept = await obstore_headers(store, f"logs/{_LOG}/checkpoint")
         assert kept == {"Content-Type": "text/plain; charset=utf-8", "Cache-Control": "no-cache"}
         # Served by a process of its own out of the bucket, and checked by a stranger.
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            address = f"127.0.0.1:{free.getsockname()[1]}"
+        address = f"127.0.0.1:{free_port()}"
         process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",

@@ -7,7 +7,6 @@ which keeps the objects on the disk and checks signatures as well.
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -17,6 +16,9 @@ from pathlib import Path
 from typing import Final
 
 import httpx
+from tests.integration.free_port import free_port
+
+from tollbook.stack.ports import HOST
 
 BUCKET: Final = "books"
 _ACCESS: Final = "access"
@@ -39,8 +41,7 @@ def _command(folder: Path, host: str, port: int) -> list[str]:
 @contextmanager
 def s3_server(folder: Path) -> Iterator[dict[str, str]]:
     """Run one for as long as the block; gives the settings that its clients need."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        host, port = free.getsockname()
+    host, port = HOST, free_port()
     url = f"http://{host}:{port}"
     with (
         (folder / "s3.log").open("wb") as said,

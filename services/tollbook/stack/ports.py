@@ -9,8 +9,10 @@ port of ours while a part restarts.
 from __future__ import annotations
 
 import socket
+import time
 import zlib
 from collections.abc import Iterator
+from typing import Final
 
 from tollbook.stack.errors import Unusable
 
@@ -18,6 +20,8 @@ HOST = "127.0.0.1"
 FIRST_PORT = 20_000
 BLOCK_SIZE = 32
 BLOCKS = 375
+DYING_S: Final = 10.0
+_POLL_S: Final = 0.05
 
 # A name keeps its offset for ever: a stack that was made earlier finds its parts where they were.
 OFFSETS = {
@@ -78,20 +82,33 @@ def _candidates(stack_id: str, kept: int | None) -> Iterator[int]:
         yield FIRST_PORT + (start + step) % BLOCKS * BLOCK_SIZE
 
 
+def _claimed(base: int) -> socket.socket | None:
+    """The listener that holds a block, or None when some port of it is taken."""
+    try:
+        listener = _listen(base)
+    except OSError:
+        return None
+    if all(is_free(base + offset) for offset in OFFSETS.values() if offset):
+        return listener
+    listener.close()
+    return None
+
+
 def claim(stack_id: str, kept: int | None = None) -> tuple[int, socket.socket]:
     """Claims a free block: its first port, and the listener that holds it while it is open.
 
-    `kept` is the block of the last run; it is taken again if it can be. Raises Unusable when no
-    block of the machine is free.
+    `kept` is the block of the last run; it is taken again if it can be, and waited for while only
+    its parts' ports are taken: the kernel lets go of a killed process's some time after it is gone.
+    Raises Unusable when no block of the machine is free.
     """
+    deadline = time.monotonic() + DYING_S
     for base in _candidates(stack_id, kept):
-        try:
-            listener = _listen(base)
-        except OSError:
-            continue
-        if all(is_free(base + offset) for offset in OFFSETS.values() if offset):
+        listener = _claimed(base)
+        while listener is None and base == kept and is_free(base) and time.monotonic() < deadline:
+            time.sleep(_POLL_S)
+            listener = _claimed(base)
+        if listener is not None:
             return base, listener
-        listener.close()
     raise Unusable(
         f"no block of {BLOCK_SIZE} free ports between {FIRST_PORT} and "
         f"{FIRST_PORT + BLOCKS * BLOCK_SIZE} on {HOST}; stop something that listens there"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import threading
 
 import pytest
 
@@ -37,7 +38,8 @@ def test_the_block_of_the_last_run_is_taken_again() -> None:
     assert kept == base
 
 
-def test_a_block_with_one_port_taken_is_passed_over() -> None:
+def test_a_block_with_one_port_taken_is_passed_over(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ports, "DYING_S", 0.2)
     base, claim = ports.claim("one")
     claim.close()
     with socket.socket() as taken:
@@ -46,6 +48,18 @@ def test_a_block_with_one_port_taken_is_passed_over() -> None:
         other, claim = ports.claim("one", kept=base)
         claim.close()
     assert other != base
+
+
+def test_the_block_of_the_last_run_is_waited_for_while_its_parts_die() -> None:
+    base, claim = ports.claim("one")
+    claim.close()
+    dying = socket.create_server((ports.HOST, ports.port_of(base, "kafka")))
+    gone = threading.Timer(0.5, dying.close)
+    gone.start()
+    kept, claim = ports.claim("one", kept=base)
+    claim.close()
+    gone.join()
+    assert kept == base
 
 
 def test_no_free_block_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> None:

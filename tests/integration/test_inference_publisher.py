@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from tests.integration.inference_service import TOPIC, gaps, topic, unique
+from tests.integration.refusing_broker import ADDRESS, connecting, ends
 
 from inference.adapters.publisher import Publisher
 from inference.adapters.spool import Spool
@@ -66,11 +67,24 @@ async def test_kill_the_broker_over_and_over_and_every_record_is_there(
     assert gaps(found) == []
 
 
+async def test_a_publisher_that_is_told_to_end_while_it_connects_ends(tmp_path: Path) -> None:
+    spool = Spool.open(tmp_path)
+    spool.start()
+    write(spool, Streams(spool.journal, "pub/boot4", 4), 0, 1)
+    await spool.durable()
+    # At each of the first turns it is somewhere else: connecting, failing, letting its client go.
+    for turns in range(12):
+        with connecting() as begun:
+            publisher = Publisher(spool, ADDRESS, TOPIC, 4)
+            assert await ends(asyncio.create_task(publisher.run()), begun, turns)
+    await spool.close()
+
+
 async def test_what_was_not_acknowledged_is_sent_by_the_next_process(
     broker: Stack, tmp_path: Path
 ) -> None:
     kafka = broker.address("kafka")
-    async with publishing(tmp_path, "127.0.0.1:9") as (spool, _):
+    async with publishing(tmp_path, ADDRESS) as (spool, _):
         write(spool, Streams(spool.journal, "pub/boot2", 4), 0, 700)
         await spool.durable()
         assert len(spool.journal.outbox) == 700

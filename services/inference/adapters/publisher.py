@@ -149,7 +149,8 @@ class Publisher:
 async def _stop(producer: AIOKafkaProducer) -> None:
     """Let a producer go, whatever state it is in; it may not hold up its successor."""
     with contextlib.suppress(Exception):
-        await asyncio.wait_for(producer.stop(), 2)
+        async with asyncio.timeout(2):
+            await producer.stop()
 
 
 def _outbound_of(record: records.Record) -> records.Outbound:

@@ -152,7 +152,8 @@ class BatchRunner:
 
     async def _pause(self, seconds: float) -> None:
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
+            async with asyncio.timeout(seconds):
+                await self._stopping.wait()
 
     async def _enter(self, batch: Batch, status: str) -> None:
         batch.enter(status, self._now_s())

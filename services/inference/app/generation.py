@@ -339,7 +339,8 @@ class Generation:
             self._changed.clear()
             left_ms = deadline_ms - clock.monotonic_ms()
             try:
-                await asyncio.wait_for(self._changed.wait(), max(left_ms, 1) / 1000)
+                async with asyncio.timeout(max(left_ms, 1) / 1000):
+                    await self._changed.wait()
             except TimeoutError:
                 self.stop(End.CALLER_LEFT)
                 break

@@ -154,7 +154,8 @@ class Service:
                     spool.append(Closed(streams.closing(name)))
                 await spool.durable()
                 with suppress(TimeoutError):
-                    await asyncio.wait_for(publisher.flushed(), FLUSH_MS / 1000)
+                    async with asyncio.timeout(FLUSH_MS / 1000):
+                        await publisher.flushed()
             publishing.cancel()
             keeping.cancel()
             await asyncio.gather(publishing, keeping, return_exceptions=True)

@@ -197,7 +197,8 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
             try:
                 if rest_s <= 0:
                     raise TimeoutError
-                await asyncio.wait_for(changed.wait(), rest_s)
+                async with asyncio.timeout(rest_s):
+                    await changed.wait()
             except TimeoutError:
                 have = "nothing" if signed is None else f"{signed.size} entries"
                 raise Unavailable(

@@ -140,7 +140,8 @@ class Feed:
                     log.warning("database away", error=repr(error))
                     away = True
             try:
-                await asyncio.wait_for(self._wake.wait(), _POLL_S)
+                async with asyncio.timeout(_POLL_S):
+                    await self._wake.wait()
             except TimeoutError:
                 continue
             self._wake.clear()

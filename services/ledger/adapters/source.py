@@ -94,9 +94,8 @@ class KafkaTopic:
 
     async def send(self, node: int, request: Any) -> Any:
         """Send a request to a broker. Errors: KafkaError."""
-        return await asyncio.wait_for(
-            self._client.send(node, request), _REQUEST_TIMEOUT_MS / 1000 + 1
-        )
+        async with asyncio.timeout(_REQUEST_TIMEOUT_MS / 1000 + 1):
+            return await self._client.send(node, request)
 
     async def describe(self) -> TopicState | None:
         """The topic, or None when there is none of its name. Errors: KafkaError."""

@@ -145,7 +145,8 @@ async def _answers(part: Process, process: ProcessId | None) -> bool:
     if process is None or not process.is_alive():
         return False
     try:
-        await asyncio.wait_for(part.probe(), _PROBE_S)
+        async with asyncio.timeout(_PROBE_S):
+            await part.probe()
     except Exception:
         return False
     return True

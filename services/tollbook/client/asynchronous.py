@@ -139,7 +139,8 @@ class AsyncClient:
         """Wait for the next try. Errors: CallError when there is to be none."""
         pause_s = call.pause_s(failure)
         with suppress(TimeoutError):
-            await asyncio.wait_for(self._closed.wait(), pause_s)
+            async with asyncio.timeout(pause_s):
+                await self._closed.wait()
             raise failures.error_of(failures.CANCELLED, call.request_id, call.tries)
 
     async def _pieces(

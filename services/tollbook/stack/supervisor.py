@@ -182,7 +182,8 @@ class Supervisor:
         for attempt in range(1, STEP_TRIES + 1):
             self._set(step.name, "starting", "")
             try:
-                detail = await asyncio.wait_for(step.action(), step.timeout_s)
+                async with asyncio.timeout(step.timeout_s):
+                    detail = await step.action()
             except Exception as error:
                 final = attempt == STEP_TRIES or isinstance(error, Unusable)
                 log.warning("%s failed (try %d): %s", step.name, attempt, describe(error))
@@ -216,7 +217,8 @@ class Supervisor:
                 return
             self._set(part.name, "waiting", life.end)
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._stop.wait(), backoff_s(failures))
+                async with asyncio.timeout(backoff_s(failures)):
+                    await self._stop.wait()
 
     async def _live(self, part: Process) -> Life:
         """One life of a process, from its start to its end."""
@@ -272,7 +274,8 @@ class Supervisor:
         try:
             while True:
                 try:
-                    await asyncio.wait_for(part.probe(), _PROBE_S)
+                    async with asyncio.timeout(_PROBE_S):
+                        await part.probe()
                     return None
                 except Exception as error:
                     answer = describe(error)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 import pytest
@@ -72,6 +72,29 @@ async def keys() -> AsyncIterator[KeyServer]:
     await server.stop()
 
 
+def _group(item: pytest.Item) -> str:
+    """Whose turn a test takes: tests of one group run one after another, in one process.
+
+    All that need an engine are one group, since two engines on two processors are slower than
+    one after the other; what shares a stack of the session is one, so that it is started once.
+    """
+    fixtures: Iterable[str] = getattr(item, "fixturenames", ())
+    if item.get_closest_marker("engine") or "whole_stack" in fixtures:
+        return "engine"
+    shared = [name for name in ("ground", "pricing_tables") if name in fixtures]
+    return shared[0] if shared else item.nodeid.split("::")[0]
+
+
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the whole stack run last, so that it stands beside no other test's processes."""
-    items.sort(key=lambda item: "whole_stack" in getattr(item, "fixturenames", ()))
+    """Name each test's group, the longest first; tests of the whole stack run last of theirs, so
+    that it stands beside no other test's processes.
+    """
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(
+        key=lambda item: (
+            _group(item) != "engine",
+            "whole_stack" in getattr(item, "fixturenames", ()),
+        )
+    )

@@ -159,10 +159,18 @@ Event = Admitted | Tokens | Finished | Ended
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """The engine's own counters since it started."""
+    """The engine's own counters since it started.
+
+    `preemptions`: times that it took a running sequence's memory for another, and computed it
+    anew. `drafted_tokens`: guessed ahead, `accepted_tokens`: of these, what became output; the
+    others are in no count. All 0 of an engine that does not say.
+    """
 
     generation_tokens: int
     prompt_tokens: int
+    preemptions: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0
 
 
 @dataclass(frozen=True, slots=True)

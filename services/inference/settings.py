@@ -42,6 +42,18 @@ class EngineSettings(ServiceSettings):
     tool_parser: str = Field(
         default="", description="vLLM's parser of how the model writes calls of tools; empty: none"
     )
+    cache_blocks: int = Field(
+        default=0,
+        ge=0,
+        description="blocks that the engine inside keeps of what it has read; 0: what memory holds",
+    )
+    draft_tokens: int = Field(
+        default=0,
+        ge=0,
+        le=16,
+        description="tokens that the engine inside guesses at each step from the text so far and"
+        " then checks; 0: none",
+    )
     idle_timeout_ms: int = Field(
         default=0,
         ge=0,

@@ -71,6 +71,7 @@ class Conformance:
             "slow_reader",
             "slow_abort",
             "many",
+            "preempted",
         ],
     )
     def test_what_is_handed_out_is_what_the_engine_counted(
@@ -139,6 +140,14 @@ class Conformance:
         assert seen["seeded_crowd"]["prompt"] > 8_192
         assert seen["seeded_crowd"]["output"] == 24 * 8
         assert seen["seeded_crowd"]["residual"] == 0
+
+    def test_what_is_computed_again_after_a_preemption_counts_once(
+        self, seen: dict[str, Any]
+    ) -> None:
+        assert seen["preempted"]["output"] == 24 * 100
+        assert seen["preempted"]["surplus"] == 0
+        # It comes back to blocks that it wrote itself: no cache of the caller's.
+        assert seen["preempted"]["cached"] == [0] * 24
 
     def test_the_end_of_text_counts_one(self, seen: dict[str, Any]) -> None:
         assert seen["end_of_text"], "no seed of twelve reached the end of text"

@@ -26,13 +26,17 @@ from inference.adapters.vllm_start import VllmOptions
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
 
+# Room for the widest situation that is to run at once, and too little for `preempted`.
+CACHE_BLOCKS = 384
 LONG = "tell me about the toll road and the bridge " * 20
 
 
 class Probe:
     """`server` is the address and process of a server, or None: the engine inside."""
 
-    def __init__(self, home: Path, server: tuple[str, int] | None = None) -> None:
+    def __init__(
+        self, home: Path, server: tuple[str, int] | None = None, draft_tokens: int = 0
+    ) -> None:
         self.home = home
         self.server = server
         self.engine: port.Engine = (
@@ -42,7 +46,11 @@ class Probe:
                 )
             )
             if server is not None
-            else VllmEngine(VllmOptions(home / "model", 1, 1, 64))
+            else VllmEngine(
+                VllmOptions(
+                    home / "model", 1, 1, 64, cache_blocks=CACHE_BLOCKS, draft_tokens=draft_tokens
+                )
+            )
         )
         self.attempts = 0
         self.counted = 0
@@ -213,6 +221,31 @@ class Probe:
                 "residual": await self.residual(),
             },
         )
+        # Prompts that all find a place, and no place for what they go on to say.
+        before_preempted = engine.counters().preemptions
+        squeezed = [
+            await self.job(f"{i} " + "toll " * 500, max_tokens=100, ignore_eos=True, temperature=0)
+            for i in range(24)
+        ]
+        preempted = await asyncio.gather(*map(self.run, squeezed))
+        yield (
+            "preempted",
+            {
+                "prompt": sum(result["prompt"] for result in preempted),
+                "output": sum(result["output"] for result in preempted),
+                "surplus": sum(result["surplus"] for result in preempted),
+                "cached": [result["cached"][0] for result in preempted],
+                "preemptions": engine.counters().preemptions - before_preempted,
+                "residual": await self.residual(),
+            },
+        )
+        if isinstance(engine, VllmEngine):
+            # No door takes it; a model's own defaults might.
+            with_logprobs = {"prompt_logprobs": 1}
+            engine._defaults.update(with_logprobs)
+            yield "prompt_logprobs", await case(LONG)
+            for name in with_logprobs:
+                del engine._defaults[name]
         yield "core_killed", await self._kill_core()
 
     async def _kill_core(self) -> dict[str, Any]:
@@ -253,8 +286,30 @@ async def _situations(probe: Probe) -> None:
         _say({"situation": name, "result": result})
 
 
+async def _drafting(probe: Probe) -> dict[str, Any]:
+    """Requests of an engine that guesses ahead: right in part, cut in the middle of a guess."""
+    jobs = [
+        await probe.job(LONG, max_tokens=31 + seed, ignore_eos=True, seed=seed, salt=str(seed))
+        for seed in range(6)
+    ]
+    jobs.append(await probe.job(LONG, max_tokens=101, ignore_eos=True, temperature=0, choices=2))
+    jobs.append(await probe.job(LONG, max_tokens=200, temperature=0, stop=["e"]))
+    left = await probe.job(LONG, max_tokens=2_000, ignore_eos=True, temperature=0, salt="left")
+    results = await asyncio.gather(*map(probe.run, jobs), probe.run(left, abort_after=20))
+    counters = probe.engine.counters()
+    return {
+        "exact": [result["output"] for result in results[:7]],
+        "output": sum(result["output"] for result in results),
+        "left": results[-1]["output"],
+        "drafted": counters.drafted_tokens,
+        "accepted": counters.accepted_tokens,
+        "residual": await probe.residual(),
+    }
+
+
 async def _serve(probe: Probe) -> None:
-    await probe.engine.start()
+    probe.counted = await probe.engine.start()
+    _say({"drafting": await _drafting(probe)})
     _say({"pid": os.getpid(), "core": [child.pid for child in psutil.Process().children()]})
     await asyncio.Event().wait()
 
@@ -270,7 +325,7 @@ async def _stop(probe: Probe) -> None:
 def main() -> None:
     mode, home = sys.argv[1], Path(sys.argv[2])
     server = (sys.argv[3], int(sys.argv[4])) if len(sys.argv) > 3 else None
-    probe = Probe(home, server)
+    probe = Probe(home, server, draft_tokens=3 if mode == "serve" else 0)
     asyncio.run({"situations": _situations, "serve": _serve, "stop": _stop}[mode](probe))
 
 

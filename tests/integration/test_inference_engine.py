@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from pathlib import Path
@@ -36,6 +37,26 @@ def seen(home: Path) -> dict[str, Any]:
 class TestTheEngineInside(Conformance):
     """vLLM in this process."""
 
+    def test_the_engine_did_preempt(self, seen: dict[str, Any]) -> None:
+        assert seen["preempted"]["preemptions"] > 0
+
+    def test_a_prompt_with_logprobs_is_computed_whole(self, seen: dict[str, Any]) -> None:
+        asked, cached = seen["prompt_logprobs"], seen["cached_prompt"]
+        assert asked["prompt"] == cached["prompt"]
+        assert cached["cached"] > [0]
+        assert asked["cached"] == [0]
+        assert asked["output"] > 0
+        assert asked["residual"] == 0
+
+
+def check_drafting(seen: dict[str, Any]) -> None:
+    """Accepted guesses are output, each once; rejected ones are in no count at all."""
+    assert seen["residual"] == 0
+    assert seen["exact"] == [*range(31, 37), 2 * 101]
+    assert 20 <= seen["left"] < 2_000
+    assert 0 < seen["accepted"] < seen["drafted"]
+    assert seen["accepted"] < seen["output"]
+
 
 def _gone(pid: int, within_s: float) -> bool:
     deadline = time.monotonic() + within_s
@@ -47,10 +68,16 @@ def _gone(pid: int, within_s: float) -> bool:
 
 
 @pytest.mark.chaos
-def test_the_core_dies_with_its_parent(home: Path) -> None:
+def test_guesses_ahead_count_when_they_are_right_and_the_core_dies_with_its_parent(
+    home: Path,
+) -> None:
     process = start_probe("serve", home)
     assert process.stdout is not None
-    said = next(json.loads(line) for line in process.stdout if line.startswith("{"))
+    drafting, said = (
+        json.loads(line)
+        for line in itertools.islice((x for x in process.stdout if x.startswith("{")), 2)
+    )
+    check_drafting(drafting["drafting"])
     (core,) = said["core"]
     assert psutil.pid_exists(core)
     process.kill()

@@ -15,10 +15,15 @@ class CounterLogger:
     def __init__(self) -> None:
         self.generation_tokens = 0
         self.prompt_tokens = 0
+        # Times that a running sequence's blocks were taken for another; it is computed anew.
+        self.preemptions = 0
+        # Tokens guessed ahead, and of these the ones that were right and became output.
+        self.drafted_tokens = 0
+        self.accepted_tokens = 0
 
     def record(
         self,
-        scheduler_stats: object,
+        scheduler_stats: Any,
         iteration_stats: Any,
         mm_cache_stats: object = None,
         engine_idx: int = 0,
@@ -27,6 +32,11 @@ class CounterLogger:
         if iteration_stats is not None:
             self.generation_tokens += iteration_stats.num_generation_tokens
             self.prompt_tokens += iteration_stats.num_prompt_tokens
+            self.preemptions += iteration_stats.num_preempted_reqs
+        drafts = scheduler_stats.spec_decoding_stats if scheduler_stats is not None else None
+        if drafts is not None:
+            self.drafted_tokens += drafts.num_draft_tokens
+            self.accepted_tokens += drafts.num_accepted_tokens
 
     def log_engine_initialized(self) -> None:
         """Asked for by vLLM."""

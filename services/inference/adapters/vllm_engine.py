@@ -31,6 +31,7 @@ from inference.adapters.conversation import messages_of, tools_of
 from inference.adapters.encoder import Encoder
 from inference.adapters.prompts import invalid, length_problem, unrenderable
 from inference.adapters.vllm_counters import CounterLogger
+from inference.adapters.vllm_errors import failure_of, refusal_of
 from inference.adapters.vllm_sampling import sampling_of
 from inference.adapters.warm_up import PROMPT_IDS, warm_up
 from inference.domain.outcome import FINISH_REASONS
@@ -114,7 +115,13 @@ class VllmEngine:
         """See engine.Engine.counters."""
         prompt = self._counter.prompt_tokens
         made = prompt if self._capabilities.embeds else self._counter.generation_tokens
-        return port.Counters(made, prompt)
+        return port.Counters(
+            made,
+            prompt,
+            self._counter.preemptions,
+            self._counter.drafted_tokens,
+            self._counter.accepted_tokens,
+        )
 
     async def encode(self, text: str) -> list[int]:
         """See engine.Engine.encode."""
@@ -249,37 +256,21 @@ class VllmEngine:
                     await self._llm.abort(names)
 
     async def _admit(self, name: str, job: port.Job, parameters: Any, adapter: Any) -> Any:
-        from vllm.exceptions import VLLMClientError
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         try:
             return await self._llm.add_request(
                 name, job.prompt.engine_form, parameters, lora_request=adapter
             )
-        except EngineDeadError as error:
-            raise port.EngineLost(str(error)) from error
-        except (VLLMClientError, ValueError) as error:
-            raise errors.InvalidArgument(
-                f"the engine refuses the request: {error}", reason="REFUSED_BY_ENGINE"
-            ) from error
         except Exception as error:
-            raise port.EngineFailed(str(error)) from error
+            raise refusal_of(self._llm, error) from error
 
     async def _read(self, choice: int, collector: Any) -> AsyncIterator[port.Event]:
         """Events of one engine request, to its terminal output."""
-        from vllm.v1.engine.exceptions import EngineDeadError
-
         handed_out = 0
         while True:
             try:
                 output = collector.get_nowait() or await collector.get()
-            except EngineDeadError as error:
-                raise port.EngineLost(str(error)) from error
             except Exception as error:
-                # The output handler died, and with it all that would come.
-                if self._llm.errored:
-                    raise port.EngineLost(str(error)) from error
-                raise port.EngineFailed(str(error)) from error
+                raise failure_of(self._llm, error) from error
             completion = output.outputs[0]
             handed_out += len(completion.token_ids)
             if completion.token_ids or completion.text:

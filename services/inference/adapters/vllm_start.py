@@ -42,8 +42,10 @@ class VllmOptions:
 
     `threads`: the core's compute threads on a CPU. One processor is best left to
     this process: a thread too many halves the throughput, for they spin against
-    each other. `kv_cache_gib`: the prefix cache on a CPU. `max_running`: sequences
-    computed at once. `adapters_at_once`: adapters that may take part in one step.
+    each other. `kv_cache_gib`: the prefix cache on a CPU; `cache_blocks`: in blocks instead, 0
+    for what that memory holds. `max_running`: sequences computed at once. `draft_tokens`: of
+    speculative decoding by looking up what followed the same words before; 0 for none.
+    `adapters_at_once`: adapters that may take part in one step.
     `stoppable`: the core can be ended and brought up again (CPU). `embeds`: it gives vectors.
     """
 
@@ -55,6 +57,8 @@ class VllmOptions:
     max_adapter_rank: int = MAX_ADAPTER_RANK
     stoppable: bool = False
     embeds: bool = False
+    cache_blocks: int = 0
+    draft_tokens: int = 0
 
 
 def _bind_core_to_parent(parent: int) -> None:
@@ -158,6 +162,15 @@ def _load(options: VllmOptions, stat_loggers: Sequence[Any]) -> Loaded:
         "max_cpu_loras": MAX_ADAPTERS,
         "max_lora_rank": options.max_adapter_rank,
     }
+    if options.cache_blocks:
+        arguments["num_gpu_blocks_override"] = options.cache_blocks
+    if options.draft_tokens and not options.embeds:
+        arguments["speculative_config"] = {
+            "method": "ngram",
+            "num_speculative_tokens": options.draft_tokens,
+            "prompt_lookup_min": 1,
+            "prompt_lookup_max": 4,
+        }
     if options.embeds:
         # Whole inputs, each computed: what is counted is what was done.
         arguments |= {

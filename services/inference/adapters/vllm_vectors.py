@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from inference import engine as port
+from inference.adapters.vllm_errors import refusal_of
 from inference.adapters.warm_up import PROMPT_IDS
 from kernel import errors
 
@@ -70,10 +71,8 @@ def check_dimensions(config: Any, dimensions: int) -> None:
 
 
 async def _one(llm: Any, job: port.EmbedJob, place: int) -> port.Vectors:
-    from vllm.exceptions import VLLMClientError
     from vllm.inputs import tokens_input
     from vllm.pooling_params import PoolingParams
-    from vllm.v1.engine.exceptions import EngineDeadError
 
     ids = list(job.inputs[place])
     parameters = PoolingParams(task="embed", dimensions=job.dimensions or None)
@@ -83,16 +82,8 @@ async def _one(llm: Any, job: port.EmbedJob, place: int) -> port.Vectors:
             tokens_input(ids), parameters, f"{job.engine_request_id}/{place}"
         ):
             vector = output.outputs.data
-    except EngineDeadError as error:
-        raise port.EngineLost(str(error)) from error
-    except (VLLMClientError, ValueError) as error:
-        raise errors.InvalidArgument(
-            f"the engine refuses the request: {error}", reason="REFUSED_BY_ENGINE"
-        ) from error
     except Exception as error:
-        if llm.errored:
-            raise port.EngineLost(str(error)) from error
-        raise port.EngineFailed(str(error)) from error
+        raise refusal_of(llm, error) from error
     if vector is None or not vector.numel():
         raise port.EngineFailed("the engine gave no vector")
     values = vector.detach().to(device="cpu").float().numpy().astype(np.dtype("<f4"))

@@ -36,6 +36,8 @@ def make(settings: EngineSettings) -> Engine:
             model=settings.model,
             threads=settings.engine_threads,
             kv_cache_gib=settings.kv_cache_gib,
+            cache_blocks=settings.cache_blocks,
+            draft_tokens=settings.draft_tokens,
             max_running=settings.engine_requests,
             stoppable=settings.idle_timeout_ms > 0,
             embeds=settings.engine_task == "embed",

@@ -92,6 +92,13 @@ class ServerSettings(EngineSettings):
         pattern=r"^([0-9a-f]{64})?$",
         description="SHA-256, in hex, of the secret that loads and unloads adapters; empty: nobody",
     )
+    house_accounts: str = Field(
+        default="",
+        pattern=r"^([^\s,]+(,[^\s,]+)*)?$",
+        max_length=4096,
+        description="accounts, with commas between them, whose keys may ask what all engines"
+        " counted (GetConservation); empty: nobody",
+    )
     wake_ms: int = Field(
         default=120_000, ge=1, description="how long a request waits for a sleeping engine"
     )

@@ -32,6 +32,7 @@ from tollbook.inference.v1 import inference_pb2_grpc
 from tollbook.pricing.v1 import holds_pb2 as holds
 from tollbook.pricing.v1 import pricing_pb2 as pricing
 from tollbook.pricing.v1 import pricing_pb2_grpc
+from tollbook.stack import HOUSE_ACCOUNT
 from tollbook.usage.v1 import usage_pb2 as usage
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -46,7 +47,7 @@ class Pricing(pricing_pb2_grpc.PricingServiceServicer):
     async def ResolveKey(  # noqa: N802
         self, request: pricing.ResolveKeyRequest, context: Any
     ) -> pricing.ResolveKeyResponse:
-        for account in ACCOUNTS:
+        for account in (*ACCOUNTS, HOUSE_ACCOUNT):
             if hashlib.sha256(secret_of(account).encode()).digest() == request.secret_digest:
                 return pricing.ResolveKeyResponse(
                     key_id=f"key-{account}", account_id=account, project_id="p", control_size=1
@@ -145,6 +146,7 @@ class Service:
                     "TOLLBOOK_INFERENCE_ADDRESS": place.address,
                     "TOLLBOOK_HTTP_ADDRESS": place.http,
                     "TOLLBOOK_SPOOL_DIR": str(place.folder / "spool"),
+                    "TOLLBOOK_HOUSE_ACCOUNTS": HOUSE_ACCOUNT,
                     **place.environment,
                 },
             )
@@ -207,7 +209,7 @@ class Service:
 
     async def conservation(self) -> inference.GetConservationResponse:
         answer: inference.GetConservationResponse = await self.stub.GetConservation(
-            inference.GetConservationRequest(), metadata=bearer("acct-0")
+            inference.GetConservationRequest(), metadata=bearer(HOUSE_ACCOUNT)
         )
         return answer
 

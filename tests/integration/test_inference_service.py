@@ -45,7 +45,7 @@ from inference import tinymodel
 from kernel import grpcs
 from kernel.placement import partition_of, usage_log
 from tollbook.inference.v1 import inference_pb2 as inference
-from tollbook.stack import Stack
+from tollbook.stack import HOUSE_ACCOUNT, Stack
 from tollbook.usage.v1 import usage_pb2 as usage
 
 pytestmark = [
@@ -473,6 +473,24 @@ async def test_every_method_needs_a_key_and_models_are_listed(service: Service) 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await call
         assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
+
+
+@pytest.mark.parametrize("account", ["acct-0", "acct-15"])
+async def test_what_all_engines_counted_is_told_to_the_house_alone(
+    service: Service, account: str
+) -> None:
+    asked = inference.GetConservationRequest()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await service.stub.GetConservation(asked, metadata=bearer(account))
+    assert caught.value.code() == grpc.StatusCode.PERMISSION_DENIED
+    said = caught.value.details() or ""
+    assert account in said
+    assert "TOLLBOOK_HOUSE_ACCOUNTS" in said
+    info = grpcs.details_of(caught.value, error_details_pb2.ErrorInfo)
+    assert info is not None
+    assert info.reason == "NOT_OF_THE_HOUSE"
+    answer = await service.stub.GetConservation(asked, metadata=bearer(HOUSE_ACCOUNT))
+    assert answer.engines
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from tollbook.demo import settle
 from tollbook.inference.v1 import inference_pb2, inference_pb2_grpc
 from tollbook.ledger.v1 import ledger_pb2
 from tollbook.pricing.v1 import control_pb2, pricing_pb2
-from tollbook.stack import Stack
+from tollbook.stack import HOUSE_ACCOUNT, Stack
 from tollbook.usage.v1 import usage_pb2
 
 MODELS: Final = ("tiny", "tiny-support")
@@ -150,6 +150,17 @@ class WholeWorld(World):
         )
         await self.control.CreateKey(pricing_pb2.CreateKeyRequest(key=made), timeout=30)
 
+    async def house(self) -> tuple[tuple[str, str], ...]:
+        """Call metadata of who runs the house; its account has no credit and no books here."""
+        if HOUSE_ACCOUNT not in self._secrets:
+            made = control_pb2.AccountCreated(account_id=HOUSE_ACCOUNT, currency="USD")
+            await self.control.CreateAccount(
+                pricing_pb2.CreateAccountRequest(account=made), timeout=30
+            )
+            await self.key(f"{HOUSE_ACCOUNT}-key", HOUSE_ACCOUNT, f"secret of {HOUSE_ACCOUNT}")
+            self._secrets[HOUSE_ACCOUNT] = f"secret of {HOUSE_ACCOUNT}"
+        return self.bearer(HOUSE_ACCOUNT)
+
     def bearer(self, account_id: str) -> tuple[tuple[str, str], ...]:
         """Call metadata of an account's caller."""
         return (("authorization", f"Bearer {self._secrets[account_id]}"),)
@@ -255,7 +266,7 @@ class WholeWorld(World):
 
     async def conservation(self) -> inference_pb2.GetConservationResponse:
         """Inference's account when nothing is in flight and the broker has everything."""
-        metadata = self.bearer(next(iter(self._secrets)))
+        metadata = await again(self.house)
         return await again(lambda: settle.drained(self.inference, metadata, PATIENCE_S))
 
     async def recorded(self) -> list[pricing_pb2.LogPosition]:

@@ -49,10 +49,10 @@ async def give_away(world: WholeWorld, giver: str, getter: str, amount_pico: int
     await world.control.TransferCredit(pricing_pb2.TransferCreditRequest(transfer=made), timeout=30)
 
 
-async def generated(world: WholeWorld, account_id: str) -> int:
+async def generated(world: WholeWorld) -> int:
     """Output tokens of all engines, by their own counters."""
     answer = await world.inference.GetConservation(
-        inference_pb2.GetConservationRequest(), metadata=world.bearer(account_id), timeout=30
+        inference_pb2.GetConservationRequest(), metadata=await world.house(), timeout=30
     )
     return sum(engine.reading.generation_tokens for engine in answer.engines)
 
@@ -67,7 +67,7 @@ async def test_no_method_generates_without_credit(whole_stack: Stack) -> None:
         await world.customers(poor, later)
         # All but a millionth of a cent goes.
         await give_away(world, poor, later, 5 * 10**12 - 10_000)
-        before = await generated(world, poor)
+        before = await generated(world)
         for method, message in GENERATES.items():
             asked = request(poor, new_id("req"), output=20)
             call = getattr(world.inference, method)
@@ -82,4 +82,4 @@ async def test_no_method_generates_without_credit(whole_stack: Stack) -> None:
             await whole(call(message(spec=rich.spec), metadata=world.bearer(later), timeout=60))
         balance = (await world.balance(poor)).balance
         assert (balance.held.amount_pico, balance.charged.amount_pico) == ("0", "0")
-        assert await generated(world, poor) - before == 2 * 3
+        assert await generated(world) - before == 2 * 3

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Container
 from typing import Any, cast
 
 import grpc.aio
@@ -35,12 +35,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         books: Books,
         shelf: Shelf,
         can: Capabilities,
+        house: Container[str],
     ) -> None:
         self._requests = requests
         self._keys = keys
         self._books = books
         self._shelf = shelf
         self._can = can
+        # Accounts whose keys may see what all engines counted, for all callers together.
+        self._house = house
 
     async def Generate(  # noqa: N802
         self, request: inference.GenerateRequest, context: Context
@@ -126,8 +129,15 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
     async def GetConservation(  # noqa: N802
         self, _request: inference.GetConservationRequest, context: Context
     ) -> inference.GetConservationResponse:
-        """Every engine's account."""
-        await self._keys.resolve(authorization_of(context))
+        """Every engine's account, to a key of the house alone: it is of all tenants together."""
+        caller = await self._keys.resolve(authorization_of(context))
+        if caller.account_id not in self._house:
+            raise errors.PermissionDenied(
+                f"a key of account {caller.account_id!r} may not see what the engines counted for"
+                " everybody: ask with one of an account that the instance names in"
+                " TOLLBOOK_HOUSE_ACCOUNTS",
+                reason="NOT_OF_THE_HOUSE",
+            )
         return await self._books.conservation()
 
     async def _whole(self, reader: Whole[Answer_co], context: Context) -> Answer_co:

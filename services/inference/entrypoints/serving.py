@@ -177,7 +177,14 @@ class Service:
     ) -> int:
         settings = self._settings
         keys = Keys(channel, self._clock)
-        service = InferenceService(requests, keys, books, self._shelf, self._engine.capabilities())
+        service = InferenceService(
+            requests,
+            keys,
+            books,
+            self._shelf,
+            self._engine.capabilities(),
+            frozenset(settings.house_accounts.split(",")) - {""},
+        )
         name = inference_pb2.DESCRIPTOR.services_by_name["InferenceService"].full_name
         names = [name]
         if settings.admin_secret_digest:

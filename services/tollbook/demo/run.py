@@ -23,7 +23,7 @@ from tollbook.inference.v1 import inference_pb2, inference_pb2_grpc
 from tollbook.ledger.v1 import ledger_pb2_grpc
 from tollbook.listing import all_balances
 from tollbook.pricing.v1 import pricing_pb2, pricing_pb2_grpc
-from tollbook.stack import Stack, running_stack
+from tollbook.stack import HOUSE_ACCOUNT, Stack, running_stack
 
 REQUESTS: Final = 300
 _SETTLE_S: Final = 120.0
@@ -114,6 +114,7 @@ async def _drive(stack: Stack, folder: Path, summary: Summary, say: Say) -> None
 
     earlier = await all_balances(pricing, 30)
     customers = await setting.set_up(control, {one.account_id for one in earlier.balances})
+    house = await setting.house(control, HOUSE_ACCOUNT)
     listed = await inference.ListModels(
         inference_pb2.ListModelsRequest(),
         metadata=customers[0].metadata,
@@ -124,7 +125,7 @@ async def _drive(stack: Stack, folder: Path, summary: Summary, say: Say) -> None
     await setting.publish(control, models)
     before = {
         engine.reading.engine_id: engine.reading.generation_tokens
-        for engine in (await settle.drained(inference, customers[0].metadata, _SETTLE_S)).engines
+        for engine in (await settle.drained(inference, house.metadata, _SETTLE_S)).engines
     }
     say(f"{len(customers)} accounts with credit, one rate card for {', '.join(models)}")
 
@@ -142,7 +143,7 @@ async def _drive(stack: Stack, folder: Path, summary: Summary, say: Say) -> None
         f" {sent.cancelled} of them cancelled midway by their callers"
     )
 
-    await settle.drained(inference, customers[0].metadata, _SETTLE_S)
+    await settle.drained(inference, house.metadata, _SETTLE_S)
     ends = await settle.broker_ends(
         environment["TOLLBOOK_KAFKA"],
         environment["TOLLBOOK_TOPIC"],
@@ -158,7 +159,7 @@ async def _drive(stack: Stack, folder: Path, summary: Summary, say: Say) -> None
         pricing, _SETTLE_S, pricing_pb2.ListBalancesRequest(wait_for=wanted)
     )
     await settle.counted(control, _SETTLE_S)
-    conservation = await settle.drained(inference, customers[0].metadata, _SETTLE_S)
+    conservation = await settle.drained(inference, house.metadata, _SETTLE_S)
     # An engine of an earlier run, known from its spool, has not moved since.
     readings = [
         engine.reading

@@ -10,6 +10,7 @@ from collections.abc import Container, Mapping
 from typing import Any, Final, NamedTuple
 
 from kernel import money
+from kernel.ids import new_id
 from tollbook.pricing.v1 import control_pb2, money_pb2, pricing_pb2
 
 _HEAD: Final = """\
@@ -80,7 +81,12 @@ async def set_up(control: Any, taken: Container[str]) -> list[Customer]:
     )
 
 
-async def _customer(control: Any, account_id: str, credit: str) -> Customer:
+async def house(control: Any, account_id: str) -> Customer:
+    """A new key of the house's account, which has no credit: who may ask what engines counted."""
+    return await _with_key(control, account_id, new_id("key"))
+
+
+async def _with_key(control: Any, account_id: str, key_id: str) -> Customer:
     secret = secrets.token_urlsafe(24)
     await control.CreateAccount(
         pricing_pb2.CreateAccountRequest(
@@ -92,13 +98,18 @@ async def _customer(control: Any, account_id: str, credit: str) -> Customer:
     await control.CreateKey(
         pricing_pb2.CreateKeyRequest(
             key=control_pb2.KeyCreated(
-                key_id=f"{account_id}-key",
+                key_id=key_id,
                 account_id=account_id,
                 secret_digest=hashlib.sha256(secret.encode()).digest(),
             )
         ),
         timeout=30,
     )
+    return Customer(account_id, secret)
+
+
+async def _customer(control: Any, account_id: str, credit: str) -> Customer:
+    customer = await _with_key(control, account_id, f"{account_id}-key")
     await control.GrantCredit(
         pricing_pb2.GrantCreditRequest(
             grant=control_pb2.CreditGranted(
@@ -112,4 +123,4 @@ async def _customer(control: Any, account_id: str, credit: str) -> Customer:
         ),
         timeout=30,
     )
-    return Customer(account_id, secret)
+    return customer

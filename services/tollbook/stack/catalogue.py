@@ -29,6 +29,8 @@ from tollbook.stack.processes import MARKER
 CHECKOUT = Path(__file__).resolve().parents[3]
 DEFAULT_TOPIC = "usage.events.v1"
 DEFAULT_PARTITIONS = 4
+# Whose keys may ask the local inference service what its engines counted.
+HOUSE_ACCOUNT = "house"
 
 # The parts that a user may bring, by the setting that names them.
 GIVEN_BY = {
@@ -416,6 +418,7 @@ class _Builder:
                 {
                     **self.model_settings(),
                     "TOLLBOOK_SPOOL_DIR": str(self.home.root / "spool"),
+                    "TOLLBOOK_HOUSE_ACCOUNTS": HOUSE_ACCOUNT,
                 },
                 self.unless_given("model", "topic"),
                 uses=("pricing-server",),

@@ -176,6 +176,7 @@ def test_reasons_that_callers_are_told_of_are_the_services_own() -> None:
         "ADDRESS_IN_USE",
         "BAD_ADAPTER",
         "NOT_ADMIN",
+        "NOT_OF_THE_HOUSE",
         "NO_ADAPTER",
         "NO_ADAPTERS",
         "UNKNOWN_CONTEXT",

@@ -2,7 +2,8 @@
 
 The real service, engine and broker. Ordinarily a few hundred requests and one kill of each kind;
 `make conservation` is the long form. It ends in one table, made from the topic alone, as an
-auditor would: what the engines counted is what is billed and itemised waste, residual exactly 0.
+auditor would: what the engines counted is what rating bills, what it charges nobody for by outcome,
+and itemised waste, residual exactly 0.
 """
 
 from __future__ import annotations
@@ -11,17 +12,17 @@ import asyncio
 import os
 import random
 import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Final
 
 import grpc.aio
 import pytest
+from tests.chaos.conservation_table import situation_of, table
 from tests.integration.inference_service import (
     KeyServer,
     Place,
-    Received,
     Service,
     chat,
     check_conserved,
@@ -30,7 +31,6 @@ from tests.integration.inference_service import (
     tokens,
     topic,
     undelivered_of,
-    unique,
 )
 
 from inference import tinymodel
@@ -43,6 +43,9 @@ KILLS: Final = max(2, REQUESTS // 2_500)
 SEED: Final = os.environ.get("TOLLBOOK_CONSERVATION_SEED", "conservation")
 AT_ONCE: Final = 24
 WAIT_S: Final = 300
+# Requests that a stop in order finds under way, and their length.
+DRAINED: Final = 8
+DRAINED_TOKENS: Final = 600
 
 pytestmark = [
     pytest.mark.integration,
@@ -287,10 +290,6 @@ def plan(source: random.Random) -> list[str]:
     return drawn
 
 
-def situation_of(event_id: str) -> str:
-    return event_id.rpartition(":")[0].partition(":")[2]
-
-
 def check_row(name: str, told: Told, event: usage.UsageEvent | None) -> None:
     """What callers saw of a request beside its event."""
     if name == "over-length":
@@ -316,49 +315,46 @@ def check_row(name: str, told: Told, event: usage.UsageEvent | None) -> None:
         assert event.outcome == usage.OUTCOME_ENGINE_LOST, (name, event)
 
 
-def table(received: list[Received], planned: list[str], house: House) -> tuple[str, int]:
-    """The account of the run, from the topic's records alone; gives it with the residual."""
-    rows: defaultdict[str, Counter[str]] = defaultdict(Counter)
-    for name in planned:
-        rows[name]["requests"] += 1
-    outcomes: Counter[str] = Counter()
-    for event in events_of(received).values():
-        row = rows[situation_of(event.event_id)]
-        row["events"] += 1
-        row["billed"] += output_of(event)
-        row["undelivered"] += undelivered_of(event)
-        outcomes[usage.Outcome.Name(event.outcome).removeprefix("OUTCOME_").lower()] += 1
-    counted, inferred, waste = 0, 0, Counter[str]()
-    for item in unique(received):
-        reading = item.record.engine_reading
-        if reading.final:
-            counted += reading.generation_tokens - reading.inferred_tokens
-            inferred += reading.inferred_tokens
-            for part in reading.waste:
-                waste[usage.WasteKind.Name(part.kind).removeprefix("WASTE_KIND_").lower()] += (
-                    part.tokens
-                )
-    billed = sum(row["billed"] for row in rows.values())
-    residual = counted + inferred - billed - sum(waste.values())
-    head = f"{'situation':<16}{'requests':>10}{'events':>10}{'billed':>12}{'undelivered':>14}"
-    lines = [head, "-" * len(head)]
-    for name, row in sorted(rows.items()):
-        lines.append(
-            f"{name:<16}{row['requests']:>10}{row['events']:>10}"
-            f"{row['billed']:>12}{row['undelivered']:>14}"
-        )
-    lines.append("-" * len(head))
-    lines.append(f"{'engines counted':<36}{counted:>12}")
-    lines.append(f"{'inferred of killed engines':<36}{inferred:>12}")
-    lines.append(f"{'billed':<36}{billed:>12}")
-    for kind, amount in sorted(waste.items()):
-        lines.append(f"{'waste: ' + kind:<36}{amount:>12}")
-    lines.append(f"{'residual':<36}{residual:>12}")
-    lines.append(f"outcomes: {dict(sorted(outcomes.items()))}")
-    lines.append(
-        f"killed with signal 9: {dict(house.kills)}; engines: {sum(house.kills.values()) + 1}"
-    )
-    return "\n".join(lines), residual
+async def stop_under_load(crowd: Crowd) -> list[str]:
+    """SIGTERM while requests stream: who comes then is refused, and those go on to their end.
+    Gives their situations.
+    """
+    service = crowd.house.service
+    flowing = [asyncio.Event() for _ in range(DRAINED)]
+
+    async def stream(number: int) -> None:
+        spec = chat("go on", f"c:drained:{number}", max_tokens=DRAINED_TOKENS, ignore_eos=True)
+        told = crowd.told.setdefault(("acct-0", spec.request_id), Told())
+        async for message in service.stream(spec):
+            told.ids += len(message.delta.token_ids)
+            if told.ids:
+                flowing[number].set()
+            if message.HasField("usage"):
+                told.settle(message.usage)
+
+    streams = [asyncio.create_task(stream(number)) for number in range(DRAINED)]
+    await asyncio.wait_for(asyncio.gather(*(event.wait() for event in flowing)), WAIT_S)
+    service.process.terminate()
+    late = 0
+    while True:
+        name = f"c:late:{late}"
+        try:
+            answer = await service.once(chat("late", name, max_tokens=1, ignore_eos=True))
+        except grpc.aio.AioRpcError as error:
+            if error.code() is not grpc.StatusCode.UNAVAILABLE:
+                raise
+            break
+        # Before the signal was seen.
+        crowd.told[("acct-0", name)] = Told(1, answer.usage)
+        late += 1
+    await asyncio.gather(*streams)
+    assert await asyncio.to_thread(service.process.wait, 60) == 0
+    for number in range(DRAINED):
+        told = crowd.told[("acct-0", f"c:drained:{number}")]
+        assert told.ids == DRAINED_TOKENS
+        assert told.summary is not None
+        assert told.summary.outcome == usage.OUTCOME_COMPLETE
+    return ["drained"] * DRAINED + ["late"] * late
 
 
 async def test_every_token_is_billed_or_itemised(
@@ -369,7 +365,9 @@ async def test_every_token_is_billed_or_itemised(
     source = random.Random(SEED)
     planned = plan(source)
     waiting = iter(enumerate(planned))
-    house = House(Place(folder, kafka, keys.address, folder / "tiny"))
+    # Longer than anything here takes: a stop in order waits for whoever is under way.
+    patient = {"TOLLBOOK_DRAIN_MS": "120000"}
+    house = House(Place(folder, kafka, keys.address, folder / "tiny", patient))
     crowd = Crowd(house)
     begun = 0
     watched = 0
@@ -416,12 +414,11 @@ async def test_every_token_is_billed_or_itemised(
         await asyncio.gather(watching, return_exceptions=True)
         assert watching.cancelled(), watching.exception()
         assert watched
-        house.service.process.terminate()
-        assert await asyncio.to_thread(house.service.process.wait, 60) == 0
+        planned += await stop_under_load(crowd)
     finally:
         await house.end()
     received = await topic(kafka)
-    said, residual = table(received, planned, house)
+    said, residual = table(received, planned, house.kills)
     print(f"\n{said}")
     assert residual == 0
     assert len(check_conserved(received)) == KILLS + 1

@@ -24,6 +24,7 @@ from tests.integration.inference_service import (
     eventually_in_topic,
     output_of,
     serving,
+    tokens,
     topic,
 )
 
@@ -107,6 +108,24 @@ async def test_it_sleeps_again_and_the_next_one_is_served_with_the_adapter_too(
     with pytest.raises(Exception, match="INVALID_ARGUMENT"):
         await service.once(chat("word " * 9_000, "too-long"))
     assert not cores(service)
+
+
+async def test_what_it_had_cached_is_gone_when_it_wakes(service: Service) -> None:
+    asked = [
+        tokens(range(400, 500), f"cached-{n}", max_tokens=2, ignore_eos=True) for n in range(3)
+    ]
+    # While one streams it does not fall asleep between two others.
+    stream = service.stream(chat("awake", "awake", max_tokens=3_900, ignore_eos=True))
+    messages = aiter(stream)
+    assert (await anext(messages)).HasField("started")
+    fresh, cached = [await service.once(one) for one in asked[:2]]
+    times = service.log.read_text().count('"the engine sleeps"')
+    stream.cancel()
+    await asleep(service, times + 1)
+    woken = await service.once(asked[2])
+    told = [one.usage.cached_tokens for one in (fresh, cached, woken)]
+    assert told == [0, 96, 0]
+    assert {one.usage.prompt_tokens for one in (fresh, cached, woken)} == {100}
 
 
 async def test_presence_and_starts_are_metered_and_nothing_is_left_over(service: Service) -> None:

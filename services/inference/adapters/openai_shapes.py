@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any, Final, Literal, TypeVar
 
 from pydantic import Field, ValidationError
+from pydantic_core import ErrorDetails
 
 from inference.adapters.openai_tools import (
     MAX_TOOLS,
@@ -285,14 +286,26 @@ def parse(kind: type[Read], body: bytes) -> Read:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
+        found = error.errors(include_url=False, include_input=False)
+        place = found[0]["loc"][:-1]
+        # Of what may be one thing or another, the one that was meant is the one read furthest.
+        first = max((one for one in found if one["loc"][: len(place)] == place), key=_depth)
+        field = ".".join(str(part) for part in first["loc"] if not _is_kind(part))
         problem = (
             f"{field} is not supported here: leave it out"
             if first["type"] == "extra_forbidden"
             else f"{field or 'the body'}: {first['msg']}"
         )
         raise errors.InvalidArgument.of_field(field, problem) from error
+
+
+def _depth(problem: ErrorDetails) -> int:
+    return len(problem["loc"])
+
+
+def _is_kind(part: int | str) -> bool:
+    """Whether a part of a place is no field: pydantic names there which kind of a union it read."""
+    return isinstance(part, str) and (part in ("str", "int", "float", "bool") or "[" in part)
 
 
 def embeddings_of(answer: inference.EmbedResponse, model: str, base64: bool) -> Json:

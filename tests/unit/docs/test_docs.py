@@ -85,6 +85,27 @@ def test_cards_can_be_read(page: Path) -> None:
         assert parse_card(card).lines
 
 
+def rows(page: str, heading: str) -> list[list[str]]:
+    """Cells of the first table below a heading of a page of docs/."""
+    section = (
+        (ROOT / "docs" / page).read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+    )
+    lines = [line for line in section.splitlines() if line.startswith("| ")]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[1:]]
+
+
+def test_each_situation_that_is_counted_names_a_test_that_is_there() -> None:
+    situations = [row[0] for row in rows("metering.md", "What is counted")]
+    shown = rows("metering.md", "What shows it")
+    assert len(situations) > 20
+    for situation, (name, _) in zip(situations, shown, strict=True):
+        assert situation.startswith(name)
+    for _, tests in shown:
+        for path, function in re.findall(r"`([^`]+)::([^`]+)`", tests):
+            assert f"def {function}(" in (ROOT / "tests" / path).read_text(), (path, function)
+        assert "::" in tests
+
+
 def settings_classes() -> list[type[BaseSettings]]:
     modules = (inference_settings, ledger_settings, pricing_settings, witness_settings)
     return [

@@ -90,6 +90,12 @@ def test_what_is_sent_is_what_is_asked_for() -> None:
     [
         ({"functions": []}, "functions"),
         ({"logprobs": True}, "logprobs"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
+        ({"use_beam_search": True}, "use_beam_search"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+            "messages.0.content.0.type",
+        ),
         ({"max_tokens": 1.5}, "max_tokens"),
         ({"max_tokens": True}, "max_tokens"),
         ({"messages": "hi"}, "messages"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from fractions import Fraction
 
 from hypothesis import assume
@@ -27,6 +28,8 @@ SPRING_US = st.integers(-30, 30).map(lambda half: 1_774_746_000_000_000 + half *
 EVERY_DAY = (0, 1, 2, 3, 4, 5, 6)
 
 pico = st.integers(0, 40).map(lambda price: price * 120)
+# So far apart that a step makes a month cheaper than it was before.
+steep = st.sampled_from([0, 120, 1_200, 12_000, 120_000])
 
 
 @st.composite
@@ -155,6 +158,37 @@ def random_cards(draw: st.DrawFn, card_id: str = "random") -> Card:
     )
     problem = next(card_rules.problems(card), None)
     assume(problem is None)
+    return card
+
+
+@st.composite
+def falling_cards(draw: st.DrawFn) -> Card:
+    """A card whose lines get cheaper by their month's volume, all units of it."""
+    card = draw(random_cards())
+    matches = ({"direction": "in"}, {"direction": "out"}, {"model": "tiny"}, {"model": "small"})
+    found = []
+    for index in range(draw(st.integers(1, 3))):
+        overs = sorted(draw(st.sets(st.integers(1, 60), min_size=1, max_size=3)))
+        prices = sorted(draw(st.lists(steep, min_size=len(overs) + 1, max_size=len(overs) + 1)))
+        found.append(
+            Line(
+                f"line-{index}",
+                "token",
+                tuple(draw(st.sampled_from(matches)).items()),
+                prices.pop(),
+                priority=index,
+                tiers=Tiers(
+                    cards.MONTHLY_VOLUME,
+                    cards.VOLUME,
+                    draw(st.sampled_from([cards.GREATER, cards.GREATER_OR_EQUAL])),
+                    tuple(Step(over, prices.pop()) for over in overs),
+                ),
+                meter=draw(st.sampled_from(["", "shared"])),
+                rounding=cards.HALF_EVEN,
+            )
+        )
+    card = replace(card, lines=tuple(found))
+    assume(next(card_rules.problems(card), None) is None)
     return card
 
 

@@ -7,7 +7,7 @@ that what it agrees with is right and not only the same.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime, timedelta
 from fractions import Fraction
 from typing import NamedTuple
@@ -16,6 +16,8 @@ from zoneinfo import ZoneInfo
 from pricing.domain.card import Card, Line, Match, Multiplier
 from tollbook.usage.v1 import usage_pb2 as usage
 
+Meter = tuple[str, str, str, str]
+"""(account, card, meter, month)"""
 _RANK = {"read": 0, "write": 1}
 _ALL_FIELDS = ("model", "base_model", "adapter", "service_tier", "region")
 
@@ -217,7 +219,7 @@ class Books:
     def __init__(self, versions: Sequence[Known]) -> None:
         self.versions = list(versions)
         self.charged: dict[str, int] = {}
-        self.months: dict[tuple[str, str, str, str], list[tuple[tuple[object, ...], Found]]] = {}
+        self.months: dict[Meter, list[tuple[tuple[object, ...], Found]]] = {}
         self.by_card: dict[tuple[str, str, str], dict[int, int]] = {}
         self.unpriced: dict[str, int] = {}
 
@@ -328,20 +330,31 @@ class Books:
             of_month = self.by_card.setdefault((account, known.card.card_id, period), {})
             of_month[known.version] = of_month.get(known.version, 0) + amount
 
-    def totals(self, closed: Sequence[tuple[str, str, Known]] = ()) -> dict[str, int]:
-        """What each account is charged; `closed` are (account, month, terms)."""
-        charged = dict(self.charged)
-        saved = {key: dict(value) for key, value in self.by_card.items()}
-        for (account, _, _, period), units in self.months.items():
+    def _units_of_months(self) -> Iterator[tuple[Meter, Found, int]]:
+        """Every unit of every month that costs, in the order of its place."""
+        for meter, units in self.months.items():
             ordered = sorted(units, key=lambda unit: unit[0])
             for number, (_, found) in enumerate(ordered, 1):
                 if number <= found.line.included_units:
                     continue
                 tiers = found.line.tiers
                 volume = len(ordered) if tiers and tiers.mode == "volume" else None
-                price = _unit_price(found, number, volume)
-                charged[account] = charged.get(account, 0) + price
-                self._commit(account, found.known, period, price)
+                yield meter, found, _unit_price(found, number, volume)
+
+    def meters(self) -> dict[Meter, int]:
+        """What the units of each meter's month cost, by its tiers, without commitments."""
+        cost: dict[Meter, int] = {}
+        for meter, _, price in self._units_of_months():
+            cost[meter] = cost.get(meter, 0) + price
+        return {meter: amount for meter, amount in cost.items() if amount}
+
+    def totals(self, closed: Sequence[tuple[str, str, Known]] = ()) -> dict[str, int]:
+        """What each account is charged; `closed` are (account, month, terms)."""
+        charged = dict(self.charged)
+        saved = {key: dict(value) for key, value in self.by_card.items()}
+        for (account, _, _, period), found, price in self._units_of_months():
+            charged[account] = charged.get(account, 0) + price
+            self._commit(account, found.known, period, price)
         months = self.by_card
         self.by_card = saved
         versions = {(known.card.card_id, known.version): known for known in self.versions}

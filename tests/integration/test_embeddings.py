@@ -9,6 +9,7 @@ import asyncio
 import base64
 import json
 import os
+import signal
 import struct
 import subprocess
 import sys
@@ -284,6 +285,37 @@ async def test_who_leaves_is_counted_by_what_the_engine_counted(service: Service
     assert event.outcome == usage.OUTCOME_CLIENT_ABORT
     assert event.quantities[0].undelivered_amount == event.quantities[0].amount
     assert after.residual_tokens == 0
+
+
+@pytest.mark.chaos
+async def test_killed_while_it_embeds_it_settles_what_was_recorded_and_nobody_pays(
+    kafka: str, keys: KeyServer, home: Path, between: LyingServer, tmp_path: Path
+) -> None:
+    between.lie = ""
+    where = place(tmp_path, kafka, keys, home, TOLLBOOK_ENGINE_URL=between.url)
+    texts = [f"{number} " + "toll " * 300 for number in range(600)]
+    request = inference.EmbedRequest(model="tiny", texts=texts, request_id="embed-killed")
+    async with serving(where) as killed:
+        call = killed.stub.Embed(request, metadata=bearer("acct-1"))
+        deadline = time.monotonic() + 60
+        while not (await killed.conservation()).engines[-1].in_flight_tokens:
+            assert time.monotonic() < deadline, "nothing was ever under way"
+            await asyncio.sleep(0.002)
+        await killed.end(signal.SIGKILL)
+        with pytest.raises(grpc.aio.AioRpcError) as lost:
+            await call
+        assert lost.value.code() is grpc.StatusCode.UNAVAILABLE
+    async with serving(where) as again:
+        event = await event_of(again, "embed-killed")
+        assert event.outcome == usage.OUTCOME_ENGINE_LOST
+        assert all(leaf.undelivered_amount == leaf.amount for leaf in event.quantities)
+        state = await again.conservation()
+        assert [engine.residual_tokens for engine in state.engines] == [0, 0]
+        # By the same id it is not run again, nor is another charge made.
+        with pytest.raises(grpc.aio.AioRpcError) as settled:
+            await again.stub.Embed(request, metadata=bearer("acct-1"))
+        assert settled.value.code() is grpc.StatusCode.INTERNAL
+        await end_whole(again)
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ model's run ends with conservation: residual 0.
 
 Two models: one so small that the engine's own step is mostly Python, where
 metering shows at its worst; and one with the layers of SmolLM2-135M.
+TOLLBOOK_BENCH_MODELS names those to run (`tiny,135m`).
 """
 
 from __future__ import annotations
@@ -66,6 +67,9 @@ SIZES: Final = {
 }
 
 
+MODELS: Final = tuple(os.environ.get("TOLLBOOK_BENCH_MODELS", ",".join(SIZES)).split(","))
+
+
 class _Run:
     """One model's rounds, each of all ways."""
 
@@ -103,7 +107,10 @@ class _Run:
 
 
 def _figures(seen: Mapping[str, Samples]) -> dict[str, Any]:
-    """Medians over rounds, percentiles over requests, and what metering cost round by round."""
+    """Medians over rounds, percentiles over requests, and what metering cost round by round.
+
+    `..._adds_ms`: by how much a way's percentile lies above that of the engine alone.
+    """
     line: dict[str, Any] = {}
     for way in WAYS:
         line[way] = {
@@ -112,6 +119,13 @@ def _figures(seen: Mapping[str, Samples]) -> dict[str, Any]:
             "request_ms": percentiles(seen[way].request_ms),
         }
     for way in WAYS[1:]:
+        line[f"{way}_adds_ms"] = {
+            what: {
+                share: round(line[way][what][share] - line["alone"][what][share], 1)
+                for share in ("p50", "p99")
+            }
+            for what in ("first_token_ms", "request_ms")
+        }
         pairs = zip(seen["alone"].tokens_per_s, seen[way].tokens_per_s, strict=True)
         costs = sorted(100 * (1 - with_it / without) for without, with_it in pairs)
         line[f"{way}_cost_percent"] = {
@@ -179,13 +193,18 @@ def of_size(name: str) -> dict[str, Any]:
 
 
 def run() -> dict[str, Any]:
-    """Measure; gives figures for JSON. Errors: CalledProcessError, tokens were not conserved."""
+    """Measure; gives figures for JSON.
+
+    Errors: CalledProcessError, tokens were not conserved; KeyError, for a model that is none.
+    """
     telemetry.configure("bench", "WARNING")
+    for name in MODELS:
+        SIZES[name]
     with running_stack(parts=PARTS) as stack:
         asyncio.run(_open_account(stack.environment()))
         return {
             name: last_line_of("bench.inference", name, environment=stack.environment())
-            for name in SIZES
+            for name in MODELS
         }
 
 

@@ -5,12 +5,13 @@ A part of the projector's one transaction (store.py).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Final
 
 from pricing.adapters.together import Together, columns, numbers
 from pricing.domain import credit, windows
 from pricing.domain.holds import hold_id_of
-from pricing.domain.state import Limit, Use, Used
+from pricing.domain.state import Limit, Use
 from pricing.domain.text import digest_of_parts, escaped, needs_escape
 from tollbook.pricing.v1 import accounts_pb2 as accounts
 
@@ -18,19 +19,19 @@ if TYPE_CHECKING:
     from pricing.adapters.store import Step
 
 
-def write(together: Together, step: Step, holds: bool) -> None:
-    """Write what was spent, with the rest of the step; `holds`: somebody holds something."""
+def write(together: Together, step: Step) -> None:
+    """Write what was spent, with the rest of the step."""
     _write_usage(together, step)
     _write_spent(together, step)
-    # Where nobody holds anything, as in a rebuild, there is nothing to look for.
-    if holds:
-        _settle_holds(together, step)
 
 
-async def write_rules(db: Any, step: Step) -> None:
-    """Write what the control log changed, and what is to see what the step wrote before."""
+async def write_rules(db: Any, step: Step, to_arm: bool) -> None:
+    """Write what the control log changed, and what is to see what the step wrote before; `to_arm`:
+    there was a rule to arm again before.
+    """
     await _write_changes(db, step)
-    await _write_rules(db, step)
+    if await _write_rules(db, step) or (to_arm and step.balances):
+        await _arm(db)
     for limit in step.limits.values():
         await _set_limit(db, limit)
 
@@ -69,8 +70,9 @@ async def _write_changes(db: Any, step: Step) -> None:
         )
 
 
-async def _write_rules(db: Any, step: Step) -> None:
-    """Set top-up rules, count what they paid, and arm those whose balance is not below."""
+async def _write_rules(db: Any, step: Step) -> bool:
+    """Set top-up rules and count what they paid; tells whether one fired."""
+    fired = False
     for change in (change for _, effects in step.effects for change in effects.changes):
         if change.kind == credit.RULE:
             rule = accounts.TopUpRuleSet.FromString(change.body)
@@ -85,19 +87,27 @@ async def _write_rules(db: Any, step: Step) -> None:
         elif change.kind == credit.TOP_UP:
             paid = accounts.CreditToppedUp.FromString(change.body)
             if paid.crossing:
+                fired = True
                 await db.execute(
                     "UPDATE top_up_rule SET armed = false, crossings = $2 WHERE account_id = $1",
                     paid.account_id,
                     paid.crossing,
                 )
-    if step.balances:
-        await db.execute(
-            "UPDATE top_up_rule r SET armed = true FROM account a, balance b"
-            " WHERE NOT r.armed AND a.account_id = r.account_id"
-            " AND b.ledger_account = 'account:' || r.account_id AND b.currency = a.currency"
-            " AND b.amount_pico >= r.threshold_pico"
-        )
+    return fired
 
+
+async def _arm(db: Any) -> None:
+    """Arm the rules whose balance is not below."""
+    await db.execute(
+        "UPDATE top_up_rule r SET armed = true FROM account a, balance b"
+        " WHERE NOT r.armed AND a.account_id = r.account_id"
+        " AND b.ledger_account = 'account:' || r.account_id AND b.currency = a.currency"
+        " AND b.amount_pico >= r.threshold_pico"
+    )
+
+
+_KEPT: Final = 16_384
+"""Uses whose key is made once: a step sums what the last ones did, until the minute is over."""
 
 _USAGE = """
 INSERT INTO usage_minute
@@ -111,10 +121,11 @@ ON CONFLICT (use_digest) DO UPDATE SET
 """
 
 
-def _usage_row(use: Use, used: Used) -> tuple[Any, ...]:
+@lru_cache(maxsize=_KEPT)
+def _usage_key(use: Use) -> tuple[bytes | str | int, ...]:
     texts = tuple(map(str, use))
     plain = _escaped(use) if needs_escape("".join(texts)) else use
-    return digest_of_parts(texts), *plain, *map(str, used)
+    return digest_of_parts(texts), *plain
 
 
 def _escaped(use: Use) -> tuple[str | int, ...]:
@@ -124,7 +135,7 @@ def _escaped(use: Use) -> tuple[str | int, ...]:
 def _write_usage(together: Together, step: Step) -> None:
     if step.used:
         # In one order, so that the pages it touches are touched once.
-        rows = sorted(_usage_row(use, used) for use, used in step.used.items())
+        rows = sorted((*_usage_key(use), *map(str, used)) for use, used in step.used.items())
         together.add(_USAGE, *columns(rows))
 
 
@@ -199,7 +210,7 @@ def _settled(step: Step) -> list[str]:
     return found
 
 
-def _settle_holds(together: Together, step: Step) -> None:
+def settle_holds(together: Together, step: Step) -> None:
     """Drop the holds of requests that are charged, in the transaction of the charge."""
     if settled := _settled(step):
         together.add(

@@ -70,6 +70,13 @@ def joined(runs: Iterable[Run]) -> Iterator[Run]:
             yield first._replace(leaves=[raw for part in parts for raw in part.leaves])
 
 
+async def _let_others() -> None:
+    """Let another task take an answer that has come, and ask its next question."""
+    # One turn of the loop reads the answer, the next one runs who waits for it.
+    await asyncio.sleep(0)
+    await asyncio.sleep(0)
+
+
 async def load_loops() -> None:
     """Load the compiled loops, in a thread that a stop need not wait for.
 
@@ -182,22 +189,27 @@ class Projector:
                     cycles.settle()
                 # Cleared before looking, so that what arrives meanwhile is not slept over.
                 self._arrived.clear()
-                step = self._step()
+                step = await self._step()
+                gathered = None if step is None else store.gather(step)
                 if writing is not None:
                     await writing
                     writing = None
                 if step is None:
                     await self._arrived.wait()
                     continue
-                writing = asyncio.create_task(self._write(epoch, step))
+                writing = asyncio.create_task(self._write(epoch, step, gathered))
                 # The next step's rating takes this process, so it waits until the database works.
                 await step.sent.wait()
         finally:
             if writing is not None:
                 writing.cancel()
 
-    def _step(self) -> store.Step | None:
-        """Rate what is queued, up to a limit; None when nothing can be."""
+    async def _step(self) -> store.Step | None:
+        """Rate what is queued, up to a limit; None when nothing can be.
+
+        Between its parts it lets the step that is being written go on: each answer of the
+        database would else wait for all of them.
+        """
         step = store.Step()
         leaves = 0
         usage: dict[str, list[Run]] = {}
@@ -213,10 +225,11 @@ class Projector:
         for run in (whole for runs in usage.values() for whole in joined(runs)):
             effects = self._projection.apply_usage(run.log, run.first_position, run.pin, run.leaves)
             step.add(run.log, run.first_position, run.end_position, effects)
+            await _let_others()
         step.spend(self._projection.control.credit.limits_of)
         return step if leaves else None
 
-    async def _write(self, epoch: int, step: store.Step) -> None:
+    async def _write(self, epoch: int, step: store.Step, gathered: store.Gathered | None) -> None:
         with tracer.start_as_current_span("project", attributes={"tollbook.events": step.events}):
-            await store.write(self._db, epoch, step, self._watch)
+            await store.write(self._db, epoch, step, self._watch, gathered)
         tell(step)

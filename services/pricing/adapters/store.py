@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from pricing.adapters import bill_store, credit_store, month_store
 from pricing.adapters.alert_store import Watch
@@ -22,6 +22,10 @@ from pricing.domain.windows import window_start_us
 
 class FencedError(RuntimeError):
     """Another projector took over; this one must stop."""
+
+
+_Place = tuple[bytes, str, int]
+"""Of an event: its identity, its log, its position there."""
 
 
 class Step:
@@ -96,32 +100,53 @@ async def suspended(db: Any) -> list[tuple[str, int, int, bytes]]:
     return [tuple(row) for row in rows]
 
 
-async def write(db: Any, epoch: int, step: Step, watch: Watch | None = None) -> None:
+class Gathered(NamedTuple):
+    """What a step writes that depends on nothing in the database: made before its transaction."""
+
+    together: Together
+    """Most of it, as one statement."""
+    copied: Sequence[_Place]
+    """Places of events that are too many for it."""
+
+
+def gather(step: Step) -> Gathered:
+    """Make the rows of a step."""
+    together = Together()
+    copied = _write_events(together, step)
+    _write_engines(together, step)
+    _write_balances(together, step)
+    _write_postings(together, step)
+    _write_totals(together, step)
+    bill_store.write(together, (effects for _, effects in step.effects))
+    credit_store.write(together, step)
+    return Gathered(together, copied)
+
+
+async def write(
+    db: Any, epoch: int, step: Step, watch: Watch | None = None, gathered: Gathered | None = None
+) -> None:
     """Commit a step, with the alerts that it raises.
 
     What every step writes goes in one statement: each round trip is a wait for the processor
-    on both sides. Sets the step's `sent`: what the caller computes from then on costs no time, for
-    the database works too. Errors: FencedError when another projector took over.
+    on both sides. `gathered`: its rows, where they were made already. Sets the step's `sent`: what
+    the caller computes from then on costs no time, for the database works too. Errors: FencedError
+    when another projector took over.
     """
     try:
-        await _write(db, epoch, step, watch)
+        await _write(db, epoch, step, watch, gathered or gather(step))
     finally:
         step.sent.set()
 
 
-async def _write(db: Any, epoch: int, step: Step, watch: Watch | None) -> None:
+async def _write(db: Any, epoch: int, step: Step, watch: Watch | None, gathered: Gathered) -> None:
+    together, copied = gathered
     async with db.transaction():
-        holds = await _move(db, epoch, step)
+        found = await _move(db, epoch, step)
         await _write_control(db, step)
         await _write_suspense(db, step)
-        together = Together()
-        await _write_events(db, together, step)
-        _write_engines(together, step)
-        _write_balances(together, step)
-        _write_postings(together, step)
-        _write_totals(together, step)
-        bill_store.write(together, (effects for _, effects in step.effects))
-        credit_store.write(together, step, holds)
+        await _copy(db, "usage_event", copied, ("identity", "log", "log_position"))
+        if found.holds:
+            credit_store.settle_holds(together, step)
         # Whoever waits for it runs when this task waits, which is when the statement is sent.
         step.sent.set()
         await together.run(db)
@@ -130,10 +155,9 @@ async def _write(db: Any, epoch: int, step: Step, watch: Watch | None) -> None:
             (move for _, effects in step.effects for move in effects.meter_moves),
             (move for _, effects in step.effects for move in effects.month_moves),
         )
-        await credit_store.write_rules(db, step)
+        await credit_store.write_rules(db, step, found.to_arm)
         if watch is not None:
             await watch.look(db, step)
-        await db.execute("NOTIFY tollbook_pricing")
 
 
 async def _copy(db: Any, table: str, records: Sequence[Any], columns: Sequence[str]) -> None:
@@ -156,15 +180,24 @@ asked AS (
     ON CONFLICT (log) DO UPDATE SET size = excluded.size WHERE log_position.size = 0 RETURNING 1
 )
 SELECT mine.epoch, (SELECT count(*) FROM moved) + (SELECT count(*) FROM begun) AS moved,
-    EXISTS (SELECT FROM hold) AS holds
+    EXISTS (SELECT FROM hold) AS holds, EXISTS (SELECT FROM top_up_rule WHERE NOT armed) AS to_arm,
+    pg_notify('tollbook_pricing', '')
 FROM mine
 """
 
 
-async def _move(db: Any, epoch: int, step: Step) -> bool:
-    """Move the positions under the projector's lock; tells whether anybody holds anything.
+class _Found(NamedTuple):
+    """What there is to look for in the tables."""
 
-    Errors: FencedError.
+    holds: bool
+    """Somebody holds something: not so in a rebuild."""
+    to_arm: bool
+    """A top-up rule has fired, and is armed again once its balance is not below."""
+
+
+async def _move(db: Any, epoch: int, step: Step) -> _Found:
+    """Move the positions under the projector's lock, and have whoever waits for news told of it
+    when the transaction commits. Errors: FencedError.
     """
     places = [(log, first, end) for log, (first, end) in sorted(step.moves.items())]
     row = await db.fetchrow(_MOVE, *(columns(places) or ([], [], [])), epoch)
@@ -172,7 +205,7 @@ async def _move(db: Any, epoch: int, step: Step) -> bool:
         raise FencedError(f"epoch {epoch} is over: {row['epoch']} is the projector now")
     if row["moved"] != len(places):
         raise FencedError(f"one of {places} is not at its first: another projector moved it")
-    return bool(row["holds"])
+    return _Found(row["holds"], row["to_arm"])
 
 
 async def _write_control(db: Any, step: Step) -> None:
@@ -274,19 +307,21 @@ _COPIED_FROM: Final = 2_000
 """From so many rows on, COPY's own round trips cost less than it saves: 1 to 2 us a row."""
 
 
-async def _write_events(db: Any, together: Together, step: Step) -> None:
+def _write_events(together: Together, step: Step) -> Sequence[_Place]:
+    """Gives the places that are to be copied instead."""
     places = [
         (identity, log, position)
         for log, effects in step.effects
         for position, identity in effects.applied.places()
     ]
     if len(places) >= _COPIED_FROM:
-        await _copy(db, "usage_event", places, ("identity", "log", "log_position"))
-    elif places:
+        return places
+    if places:
         together.add(
             "INSERT INTO usage_event SELECT * FROM unnest($1::bytea[], $2::text[], $3::bigint[])",
             *columns(places),
         )
+    return ()
 
 
 def _write_engines(together: Together, step: Step) -> None:

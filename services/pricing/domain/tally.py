@@ -27,7 +27,7 @@ from tollbook.ledger.v1 import ledger_pb2 as ledger
 
 MAX_LEAVES: Final = 65_536
 """Of a run; with MAX_QUANTITIES of a leaf and MAX_QUANTITY of each no 64-bit sum overflows."""
-MIN_LEAVES: Final = 256
+MIN_LEAVES: Final = 32
 """Below it, one by one is as quick."""
 _STRETCH_LEAVES: Final = 2_048
 _FIRST_ENTRIES: Final = 4_096

@@ -12,6 +12,7 @@ import os
 import resource
 import time
 from collections.abc import AsyncIterator, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -43,8 +44,13 @@ NOTICED_S = 10
 
 
 @pytest.fixture(scope="module")
-def disk() -> Iterator[Path]:
-    with small_disk(os.getuid(), FULL_MIB) as folder:
+def disk(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A disk that is too small; where none may be mounted, any directory, which is never full."""
+    with ExitStack() as stack:
+        try:
+            folder = stack.enter_context(small_disk(os.getuid(), FULL_MIB))
+        except pytest.skip.Exception:
+            folder = tmp_path_factory.mktemp("disk")
         yield folder
 
 
@@ -59,6 +65,11 @@ async def service(
         yield running
 
 
+def may_be_full(disk: Path) -> bool:
+    """Whether it is a file system of its own."""
+    return disk.is_mount()
+
+
 def written(disk: Path) -> int:
     """Bytes of the segment in use; the rest of its file is zeros."""
     newest = max((disk / "spool").glob("*.spool"))
@@ -68,6 +79,8 @@ def written(disk: Path) -> int:
 async def test_a_full_disk_takes_nobody_in_and_one_with_space_again_does(
     service: Service, disk: Path
 ) -> None:
+    if not may_be_full(disk):
+        pytest.skip("no file system may be mounted here")
     before = await service.engine()
     for _ in range(2):
         with pytest.raises(grpc.aio.AioRpcError) as caught:
@@ -96,7 +109,8 @@ async def told_to_the_end(messages: AsyncIterator[inference.GenerateResponse]) -
 
 
 async def test_a_sink_that_takes_nothing_is_known_at_once(service: Service, disk: Path) -> None:
-    enlarge(disk, ENOUGH_MIB)
+    if may_be_full(disk):
+        enlarge(disk, ENOUGH_MIB)
     # The spool is to be longer than the log by then: one limit holds for every file of a process.
     while written(disk) < service.log.stat().st_size + 2 * LOG_ROOM_BYTES:
         await service.once(chat("more", max_tokens=1_000, ignore_eos=True))

@@ -15,7 +15,7 @@ from opentelemetry.util.types import AnyValue
 
 from kernel import telemetry
 from pricing.adapters.store import Step
-from pricing.domain.state import Applied
+from pricing.domain.applications import Applied
 
 log = structlog.get_logger()
 tracer = telemetry.tracer("pricing.projector")

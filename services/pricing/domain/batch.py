@@ -13,11 +13,12 @@ only what they do not read is read here one by one.
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kernel.clock import us_of
+from pricing.domain.applications import Applied
+from pricing.domain.books import NO_CONTROL
 from pricing.domain.catalogue import Catalogue
 from pricing.domain.charges import Charges
 from pricing.domain.compiled import columns
@@ -27,7 +28,6 @@ from pricing.domain.events import (
     check_counts,
     context_of,
     event_of,
-    read_event,
     reading_of,
     record_of,
     usage_event_of,
@@ -38,75 +38,18 @@ from pricing.domain.price_book import (
     CACHED,
     NO_TOKENS,
     OUTPUT,
-    Book,
     Dims,
     Prices,
     Shape,
     books_of,
 )
-from pricing.domain.prices import charge_pico
-from pricing.domain.rating import context_units, starts_of
+from pricing.domain.rating import starts_of
+from pricing.domain.single_leaves import Group, Kind, Owner, add_one, by_one
 from pricing.domain.spending import leaf_use, minutes, use_of
-from pricing.domain.state import Applied, Effects, Ignored, Totals, Use
+from pricing.domain.state import Effects, Ignored, Totals, Use
 from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, Cell, Tally, is_ready, tally
 from pricing.domain.windows import MINUTE_US, minute_us
 from tollbook.usage.v1 import usage_pb2 as usage
-
-
-class _Owner(NamedTuple):
-    """Whose events they are."""
-
-    account_id: str
-    currency: str | None
-    """None: no account is known by this id at the pin."""
-    totals: Totals
-
-
-class _Group(NamedTuple):
-    """Events of a run that one price rules for each kind of leaf."""
-
-    owner: _Owner
-    book: Book
-    engine_id: str
-    use: Use | None
-    """What they are summed by; None where nothing is."""
-
-
-class _Kind:
-    """A kind of leaf in a group that is read one by one: its prices, and its counts so far."""
-
-    __slots__ = ("amount", "by_one_pico", "end", "first", "prices", "undelivered")
-
-    def __init__(self, prices: Prices, first: int) -> None:
-        self.prices = prices
-        self.amount = 0
-        self.undelivered = 0
-        self.first = first
-        self.end = first
-        self.by_one_pico = [0] * len(prices.parts)
-        """What is charged of single leaves."""
-
-    def add(self, amount: int, undelivered: int, position: int) -> None:
-        """Add a leaf of the entry at `position`, which is not before any other."""
-        self.amount += amount
-        self.undelivered += undelivered
-        self.end = position + 1
-
-
-def _add_one(
-    by_one_pico: list[int],
-    prices: Prices,
-    amount: int,
-    undelivered: int,
-    context_units: int,
-    start: int,
-    times: int = 1,
-) -> None:
-    """Charge a leaf by itself, where that matters."""
-    charged = prices.charged(amount, undelivered)
-    for index, part in enumerate(prices.parts):
-        if part.goes_by_one:
-            by_one_pico[index] += times * charge_pico(part.price, charged, context_units, start)
 
 
 class Rated(NamedTuple):
@@ -158,9 +101,9 @@ class _Run:
         self._catalogue = catalogue
         self._books = books_of(catalogue)
         self._charges = charges
-        self._owners: dict[str, _Owner] = {}
-        self._groups: dict[tuple[str, str, Shape, Use | None], _Group] = {}
-        self._kinds: dict[tuple[int, Dims], tuple[_Group, _Kind]] = {}
+        self._owners: dict[str, Owner] = {}
+        self._groups: dict[tuple[str, str, Shape, Use | None], Group] = {}
+        self._kinds: dict[tuple[int, Dims], tuple[Group, Kind]] = {}
         self._unpriced: list[int] = []
 
     def add(self, position: int, raw: bytes) -> None:
@@ -188,27 +131,23 @@ class _Run:
             minutes if by_use else None,
         )
         groups = self._groups_of(found, data)
-        single: dict[int, tuple[_Group, Prices, Cell]] = {}
-        for number, cell in enumerate(found.cells()):
-            group = groups[cell.group]
-            prices = group.book.packed(cell.kinds, found.attribute(cell))
+        single: dict[int, tuple[Group, Prices, Cell]] = {}
+        for number, row in enumerate(found.rows):
+            kinds, text_at, text_bytes, amount, undelivered, of_group, first, end = row
+            group = groups[of_group]
+            attribute = found.attribute(text_at, text_bytes) if text_bytes else b""
+            prices = group.book.packed(kinds, attribute)
             if prices.goes_by_one or not prices.parts:
-                single[number] = group, prices, cell
+                single[number] = group, prices, Cell._make(row)
             else:
-                self._charge(
-                    group,
-                    prices,
-                    cell.amount,
-                    cell.undelivered,
-                    first_position + cell.first,
-                    first_position + cell.end,
-                )
+                first, end = first_position + first, first_position + end
+                self._charge(group, prices, amount, undelivered, first, end)
         counts = found.quantities_of([*single])
         waiting: set[int] = set()
         for number, (group, prices, cell) in single.items():
             by_one_pico: list[int] | None = None
             if prices.parts:
-                by_one_pico = _by_one(group, prices, first_position, data, counts[number])
+                by_one_pico = by_one(group, prices, first_position, data, counts[number])
             else:
                 waiting |= {first_position + index for index, _, _ in counts[number]}
             self._charge(
@@ -229,23 +168,28 @@ class _Run:
         for index in found.odd():
             self.add(first_position + index, data[index])
 
-    def _groups_of(self, found: Tally, data: Sequence[bytes]) -> list[_Group]:
+    def _groups_of(self, found: Tally, data: Sequence[bytes]) -> list[Group]:
         """What a tally's groups are charged by, with their events counted."""
-        groups: list[_Group] = []
+        groups: list[Group] = []
         shapes: list[tuple[Shape, int] | None] = [None] * found.shapes
         account_ids = found.texts(columns.ACCOUNT_ID)
         engine_ids = found.texts(columns.ENGINE_ID)
         by_use = self._charges.sums_use
         project_ids = found.texts(columns.PROJECT_ID) if by_use else account_ids
         key_ids = found.texts(columns.KEY_ID) if by_use else account_ids
-        for of_group, account_id, engine_id, project_id, key_id in zip(
-            found.groups(), account_ids, engine_ids, project_ids, key_ids, strict=True
+        for number, (of_group, account_id, engine_id, project_id, key_id) in enumerate(
+            zip(found.groups(), account_ids, engine_ids, project_ids, key_ids, strict=True)
         ):
             known = shapes[of_group.shape]
             if known is None:
-                event = _event_in(data[of_group.sample])
-                shape = self._shape(event, us_of(event.event_time), of_group.segment)
-                known = shapes[of_group.shape] = shape, _context_units(event)
+                written = found.context(number), of_group.outcome, of_group.segment, of_group.band
+                known = self._books.shape(written)
+                if known is None:
+                    event = _event_in(data[of_group.sample])
+                    shape = self._shape(event, us_of(event.event_time), of_group.segment)
+                    known = shape, _context_units(event)
+                    self._books.keep_shape(written, known)
+                shapes[of_group.shape] = known
             shape, length = known
             owner = self._owner(account_id)
             use = None
@@ -259,33 +203,33 @@ class _Run:
         band = bisect_right(self._catalogue.context_bounds, _context_units(event))
         return Shape(context_of(event), event.outcome, segment, band, month_of(time_us))
 
-    def _owner(self, account_id: str) -> _Owner:
+    def _owner(self, account_id: str) -> Owner:
         owner = self._owners.get(account_id)
         if owner is None:
             totals = self.effects.total_of(account_id)
-            owner = _Owner(account_id, self._currency_of(account_id), totals)
+            owner = Owner(account_id, self._currency_of(account_id), totals)
             self._owners[account_id] = owner
         return owner
 
     def _counted(
         self,
-        owner: _Owner,
+        owner: Owner,
         engine_id: str,
         shape: Shape,
         length: int,
         use: Use | None,
         requests: int,
-    ) -> _Group:
+    ) -> Group:
         """A group, with so many events more counted."""
         owner.totals.requests += requests
         if use is not None:
             self._charges.use(use, requests)
         book = self._books.of(owner.account_id, owner.currency, shape, length)
-        return _Group(owner, book, engine_id, use)
+        return Group(owner, book, engine_id, use)
 
     def _charge(
         self,
-        group: _Group,
+        group: Group,
         prices: Prices,
         amount: int,
         undelivered: int,
@@ -294,34 +238,36 @@ class _Run:
         by_one_pico: Sequence[int] | None = None,
     ) -> None:
         """Charge what was added up of a kind of leaf at positions [first, end)."""
-        owner, use = group.owner, group.use
+        (account_id, currency, totals), book, engine_id, use = group
         if prices.tokens is not NO_TOKENS:
-            self._count(owner.totals, prices.tokens, amount)
-        if prices.is_generated and group.engine_id:
-            self.effects.engine_of(group.engine_id).event_tokens += amount
-        account_id, currency, _ = owner
+            self._count(totals, prices.tokens, amount)
+        if prices.is_generated and engine_id:
+            self.effects.engine_of(engine_id).event_tokens += amount
         if not prices.parts or currency is None:
             if use is not None:
                 self._charges.use(leaf_use(use, prices.text), amount)
             return
-        charged = prices.charged(amount, undelivered)
-        month = group.book.shape.month
+        charged = amount if prices.charges_all else prices.charged(amount, undelivered)
         used = amount
-        for index, part in enumerate(prices.parts):
-            amount_pico = charged * part.unit_pico
-            if by_one_pico is not None and part.goes_by_one:
+        of_leaf: Use | None = None
+        for index, (priced, _, unit_pico, goes_by_one, of_line) in enumerate(prices.parts):
+            amount_pico = charged * unit_pico
+            if by_one_pico is not None and goes_by_one:
                 amount_pico = by_one_pico[index]
+            if use is not None:
+                of_leaf = leaf_use(use, prices.text, *of_line)
             self._charges.add(
                 account_id,
                 currency,
-                part.priced,
+                priced,
                 charged,
                 amount_pico,
                 first,
                 end,
-                None if use is None else leaf_use(use, prices.text, *part.of_line),
-                month,
-                used=used,
+                of_leaf,
+                book.shape.month,
+                NO_CONTROL,
+                used,
             )
             # What was used is counted with the line that prices it, not with its surcharges.
             used = 0
@@ -369,14 +315,14 @@ class _Run:
                 start = 0
                 if kind.prices.goes_by_place:
                     start = starts_of(event_of(position, event))[index]
-                _add_one(kind.by_one_pico, kind.prices, amount, undelivered, length, start)
+                add_one(kind.by_one_pico, kind.prices, amount, undelivered, length, start)
         if waits:
             self._unpriced.append(position)
         self.effects.applied.append(
             Applied(position, event.account_id, event.event_id, record.trace_id, record.span_id)
         )
 
-    def _group_of(self, event: usage.UsageEvent) -> _Group:
+    def _group_of(self, event: usage.UsageEvent) -> Group:
         """The group of an event that is read by itself, with it counted."""
         time_us = us_of(event.event_time)
         shape = self._shape(event, time_us, self._catalogue.segment(time_us))
@@ -396,11 +342,11 @@ class _Run:
         made = self._counted(owner, event.engine_id, shape, length, use, 1)
         return self._groups.setdefault((event.account_id, event.engine_id, shape, use), made)
 
-    def _kind(self, group: _Group, dims: Dims, position: int) -> _Kind:
+    def _kind(self, group: Group, dims: Dims, position: int) -> Kind:
         found = self._kinds.get((id(group), dims))
         if found is None:
             # The group is held beside, so that no other has its place in memory.
-            found = group, _Kind(group.book.of(dims), position)
+            found = group, Kind(group.book.of(dims), position)
             self._kinds[id(group), dims] = found
         return found[1]
 
@@ -418,31 +364,6 @@ class _Run:
             )
         self._kinds = {}
         return Rated(self.effects, sorted(self._unpriced))
-
-
-def _by_one(
-    group: _Group,
-    prices: Prices,
-    first_position: int,
-    data: Sequence[bytes],
-    quantities: Sequence[tuple[int, int, int]],
-) -> list[int]:
-    """What leaves cost one by one: (index of the event, amount, undelivered)."""
-    by_one_pico = [0] * len(prices.parts)
-    if not prices.goes_by_place:
-        # The context's length is within one band: any of the group's is as good.
-        length = group.book.context_units
-        counts = Counter((amount, undelivered) for _, amount, undelivered in quantities)
-        for (amount, undelivered), times in counts.items():
-            _add_one(by_one_pico, prices, amount, undelivered, length, 0, times)
-        return by_one_pico
-    for index in dict.fromkeys(index for index, _, _ in quantities):
-        event = read_event(first_position + index, data[index])
-        length = context_units(event)
-        for leaf, start in zip(event.leaves, starts_of(event), strict=True):
-            if leaf.key == prices.key:
-                _add_one(by_one_pico, prices, leaf.amount, leaf.undelivered, length, start)
-    return by_one_pico
 
 
 def _event_in(raw: bytes) -> usage.UsageEvent:

@@ -12,14 +12,13 @@ from typing import Final
 from pricing.domain import books
 from pricing.domain.books import NO_CONTROL, Posting
 from pricing.domain.catalogue import Priced, PublishedCard
+from pricing.domain.charge_sums import ChargeKey, Sums, postings_of
 from pricing.domain.meters import Commitments, Layer, MeterKey, Meters, MonthKey, meter_of
 from pricing.domain.state import Billed, Counted, Effects, MeterMove, MonthMove, Use
 
 # A posting's quantity is a 64-bit number in the contract: a fold stops well
 # before it would not fit, and goes on in another posting.
 _MAX_QUANTITY: Final = 2**62
-
-_ChargeKey = tuple[str, str, str, int, bytes, str, str, int, str, str]
 
 
 @dataclass(slots=True)
@@ -50,8 +49,8 @@ class Charges:
         self._log = log
         self._meters = meters
         self._commitments = commitments
-        self._sums: dict[tuple[_ChargeKey, int], list[int]] = {}
-        self._measured: dict[tuple[_ChargeKey, int], list[int]] = {}
+        self._sums: Sums = {}
+        self._measured: Sums = {}
         """The same, of what a month decides."""
         self._overflows = 0
         self._units: dict[tuple[int, MeterKey], dict[Layer, _Units]] = {}
@@ -136,8 +135,8 @@ class Charges:
 
     def _sum(
         self,
-        into: dict[tuple[_ChargeKey, int], list[int]],
-        key: _ChargeKey,
+        into: Sums,
+        key: ChargeKey,
         amount_pico: int,
         quantity: int,
         first: int,
@@ -229,7 +228,8 @@ class Charges:
     def finish(self, effects: Effects) -> None:
         """Put the postings, and how meters moved, into a step's effects. Once for a run."""
         self._through_the_months()
-        effects.postings += self._postings()
+        effects.postings += postings_of(self._log, (self._sums, self._measured))
+        effects.postings += sorted(self._back)
         effects.meter_moves += self._effects.meter_moves
         if self._counts_units:
             self._count_units(effects.counted)
@@ -267,47 +267,6 @@ class Charges:
             self._months.items(), key=lambda item: item[0]
         ):
             self._month(month, known, amount_pico, (first, end, control_position))
-
-    def _postings(self) -> list[Posting]:
-        """In an order that depends on nothing but what was added."""
-        return [
-            Posting(
-                kind=kind,
-                debit=books.customer(account_id),
-                credit=books.revenue(account_id),
-                currency=currency,
-                amount_pico=amount_pico,
-                log=self._log,
-                from_position=first,
-                to_position=end,
-                card_id=card_id,
-                card_version=version,
-                card_hash=card_hash,
-                line_id=line_id,
-                quantity=quantity,
-                control_position=control_position,
-                rule=rule,
-                period=period,
-            )
-            for (
-                (
-                    account_id,
-                    currency,
-                    card_id,
-                    version,
-                    card_hash,
-                    line_id,
-                    kind,
-                    control_position,
-                    rule,
-                    period,
-                ),
-                _,
-            ), (amount_pico, quantity, first, end) in sorted(
-                (*self._sums.items(), *self._measured.items())
-            )
-            if amount_pico
-        ] + sorted(self._back)
 
     def _meter(self, control_position: int, key: MeterKey, layers: dict[Layer, _Units]) -> None:
         """Count a meter's units, and charge every change of cost they make."""

@@ -41,6 +41,10 @@ class Shape(NamedTuple):
     """Of the segment: that which is billed for, unless a card has months of its own."""
 
 
+Written = tuple[tuple[str, ...], int, int, int]
+"""A shape as events have it, nothing filled in: texts, outcome, segment and band."""
+
+
 class Part(NamedTuple):
     """A line or a surcharge that prices a kind of leaf."""
 
@@ -174,6 +178,20 @@ class Books:
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
         self._made: dict[tuple[str, str | None, Shape], Book] = {}
+        self._shapes: dict[Written, tuple[Shape, int]] = {}
+
+    def shape(self, written: Written) -> tuple[Shape, int] | None:
+        """The shape that events are of, and the context's length of one; None: not kept.
+
+        So no event has to be read to know it: within segment and band all are alike.
+        """
+        return self._shapes.get(written)
+
+    def keep_shape(self, written: Written, found: tuple[Shape, int]) -> None:
+        """Remember a shape, and the context's length of an event of it."""
+        if len(self._shapes) >= self._MAX_REMEMBERED:
+            self._shapes.clear()
+        self._shapes[written] = found
 
     def of(self, account_id: str, currency: str | None, shape: Shape, context_units: int) -> Book:
         """The book for an account's events of a shape; `context_units` of one of these."""

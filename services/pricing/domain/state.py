@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from fractions import Fraction
-from itertools import chain, islice
-from operator import itemgetter
 from typing import Final, NamedTuple
 
+from pricing.domain.applications import Applications
 from pricing.domain.books import Posting
 from pricing.domain.catalogue import PublishedCard
 from pricing.domain.credits import NEVER_US
 from pricing.domain.events import Event, EventLeaf, Reading
-from pricing.domain.identity import identity_of
 from pricing.domain.meters import Layer, MeterKey, Month, MonthKey
 from tollbook.pricing.v1.accounts_pb2 import PeriodClosed
 
@@ -114,16 +111,6 @@ class Ignored(NamedTuple):
     log: str
     position: int
     why: str
-
-
-class Applied(NamedTuple):
-    """An accepted usage event that was applied: what an index and a trace need of it."""
-
-    position: int
-    account_id: str
-    event_id: str
-    trace_id: bytes
-    span_id: bytes
 
 
 class MeterMove(NamedTuple):
@@ -245,57 +232,6 @@ class Counted(NamedTuple):
 
 EVENT: Final = "event"
 """In the place of a leaf: the accepted events."""
-
-
-MakeApplied = Callable[[], Iterable["Applied"]]
-MakePlaces = Callable[[], Iterable[tuple[int, bytes]]]
-
-
-class Applications:
-    """Events that were applied, in order of position; made when somebody looks at them."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._made: list[Applied] = []
-        self._to_make: list[tuple[MakeApplied, MakePlaces]] = []
-
-    def append(self, applied: Applied) -> None:
-        """Add one."""
-        self._count += 1
-        self._made.append(applied)
-
-    def add(self, count: int, make: MakeApplied, make_places: MakePlaces) -> None:
-        """Add so many, to be made later: whole, or no more than their places."""
-        self._count += count
-        self._to_make.append((make, make_places))
-
-    def places(self) -> Iterator[tuple[int, bytes]]:
-        """(position, identity) of each, in no order: a third of the work of making them."""
-        for applied in self._made:
-            yield applied.position, identity_of(applied.account_id, applied.event_id)
-        for _, make_places in self._to_make:
-            yield from make_places()
-
-    def some(self, limit: int) -> Iterator[Applied]:
-        """So many of them at the most, in no order, without making the others."""
-        lazy = (applied for make, _ in self._to_make for applied in make())
-        return islice(chain(self._made, lazy), limit)
-
-    def __len__(self) -> int:
-        return self._count
-
-    def __iter__(self) -> Iterator[Applied]:
-        if self._to_make:
-            for make, _ in self._to_make:
-                self._made += make()
-            self._to_make = []
-            self._made.sort(key=itemgetter(0))
-        return iter(self._made)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Applications) and list(self) == list(other)
-
-    __hash__ = None  # type: ignore[assignment]
 
 
 @dataclass(slots=True)

@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kernel import leaf as leaves
+from pricing.domain.applications import Applied
 from pricing.domain.compiled import columns as at
 from pricing.domain.compiled.columns import PADDING
 from pricing.domain.identity import digest_of, identity_prefix
-from pricing.domain.state import Applied
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 
 MAX_LEAVES: Final = 65_536
@@ -136,7 +136,7 @@ class Tally:
         self.shapes = int(self._counts[at.SHAPES])
         """How many there are among the groups."""
         # Read again, each would be counted twice: what is read again goes into other sums.
-        self._sums = self._cells[:cells].tolist()
+        self._sums: list[list[int]] = self._cells[:cells].tolist()
         self._rows = self._groups[:groups].tolist()
         self._text = self._held[:text_bytes].tobytes()
         self.events = sum(row[at.REQUESTS] for row in self._rows)
@@ -163,7 +163,7 @@ class Tally:
             flat = np.frombuffer(joined, dtype=np.uint8)
             used = self._loops.scan(flat, starts, status, texts, numbers, room)
             plain = np.flatnonzero(status == at.PLAIN)
-            self._place_in_time(numbers, plain)
+            self._place_in_time(numbers, plain, len(part))
             self._make_room(len(plain), used, len(joined))
             self._loops.add_up(
                 flat,
@@ -185,15 +185,17 @@ class Tally:
             )
             yield _Stretch(first, joined, status, texts, room[:used], group_of, cell_of[:used])
 
-    def _place_in_time(self, numbers: Numbers, plain: Numbers) -> None:
+    def _place_in_time(self, numbers: Numbers, plain: Numbers, count: int) -> None:
         """Set what depends on when an event was, and on how long its context is."""
-        rows = numbers[plain]
-        times_us = rows[:, at.SECONDS] * 1_000_000 + rows[:, at.NANOS] // 1_000
-        numbers[plain, at.SEGMENT] = self._segments_of(times_us)
+        # A slice, where all are plain as they nearly always are: it copies nothing.
+        which = slice(0, count) if len(plain) == count else plain
+        times_us = numbers[which, at.SECONDS] * 1_000_000 + numbers[which, at.NANOS] // 1_000
+        numbers[which, at.SEGMENT] = self._segments_of(times_us)
         if self._minutes_of is not None:
-            numbers[plain, at.MINUTE] = self._minutes_of(times_us)
+            numbers[which, at.MINUTE] = self._minutes_of(times_us)
         if len(self._bounds):
-            numbers[plain, at.BAND] = np.searchsorted(self._bounds, rows[:, at.CONTEXT], "right")
+            context = numbers[which, at.CONTEXT]
+            numbers[which, at.BAND] = np.searchsorted(self._bounds, context, "right")
 
     def _make_room(self, groups: int, cells: int, text_bytes: int) -> None:
         """Keep the tables half empty, and room for texts, whatever the next stretch brings."""
@@ -234,13 +236,26 @@ class Tally:
         text = self._text
         return [text[start : start + length].decode("ascii") for start, length in places]
 
-    def cells(self) -> Iterator[Cell]:
-        """All cells, in the order of their first quantities."""
-        return map(Cell._make, self._sums)
+    def context(self, group: int) -> tuple[str, ...]:
+        """The texts of a group that may select a price, in the order of `columns`."""
+        places = self._group_texts[group, : at.SHAPE_TEXTS].tolist()
+        text = self._text
+        return tuple(
+            text[start : start + length].decode("ascii")
+            for start, length in zip(places[::2], places[1::2], strict=True)
+        )
 
-    def attribute(self, cell: Cell) -> bytes:
-        """The attribute of a cell's leaves."""
-        return self._text[cell.attribute_at : cell.attribute_at + cell.attribute_bytes]
+    @property
+    def rows(self) -> Sequence[Sequence[int]]:
+        """The fields of all cells, in the order of their first quantities.
+
+        Not as `Cell`: to make one takes as long as to charge it.
+        """
+        return self._sums
+
+    def attribute(self, start: int, length: int) -> bytes:
+        """The attribute of a cell's leaves, by the cell's `attribute_at` and `attribute_bytes`."""
+        return self._text[start : start + length]
 
     def quantities_of(self, cells: Sequence[int]) -> dict[int, list[tuple[int, int, int]]]:
         """The single quantities of some cells: (index of the event, amount, undelivered)."""

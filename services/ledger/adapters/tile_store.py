@@ -32,6 +32,10 @@ FRESH: Final = "no-cache"
 TEXT_TYPE: Final = "text/plain; charset=utf-8"
 BYTES_TYPE: Final = "application/octet-stream"
 
+# S3's code for it (Amazon S3 API reference, "List of error codes"). Both this and an object that is
+# missing are a 404, and a client has no other way to tell them apart without one more request.
+_NO_BUCKET: Final = "<Code>NoSuchBucket</Code>"
+
 
 class StoreUnusableError(RuntimeError):
     """The store cannot be opened, read or written; says which and why."""
@@ -93,10 +97,13 @@ class TileStore:
         try:
             found = await obstore.get_async(self._store, path)
             return bytes(await found.bytes_async())
-        except (NotFoundError, FileNotFoundError):
+        except (NotFoundError, FileNotFoundError) as error:
+            if _NO_BUCKET in str(error):
+                # Not an empty one: a log that was published would be taken for one that never was.
+                raise self._unusable("read", error) from None
             return None
         except (BaseError, OSError) as error:
-            raise StoreUnusableError(f"{self.url} cannot be read: {error}") from None
+            raise self._unusable("read", error) from None
 
     async def put(self, path: str, data: bytes) -> None:
         """Write an object whole. Errors: StoreUnusableError."""
@@ -104,7 +111,7 @@ class TileStore:
         try:
             await obstore.put_async(self._store, path, data, attributes=attributes)
         except (BaseError, OSError) as error:
-            raise StoreUnusableError(f"{self.url} cannot be written: {error}") from None
+            raise self._unusable("written", error) from None
 
     async def names(self, prefix: str) -> list[str]:
         """Paths of all objects below a prefix. Errors: StoreUnusableError."""
@@ -115,7 +122,7 @@ class TileStore:
                 for item in batch
             ]
         except (BaseError, OSError) as error:
-            raise StoreUnusableError(f"{self.url} cannot be listed: {error}") from None
+            raise self._unusable("listed", error) from None
 
     async def delete(self, paths: Iterable[str]) -> None:
         """Remove objects. Errors: StoreUnusableError."""
@@ -124,7 +131,16 @@ class TileStore:
             return
         try:
             await obstore.delete_async(self._store, wanted)
-        except (NotFoundError, FileNotFoundError):
-            return
+        except (NotFoundError, FileNotFoundError) as error:
+            if _NO_BUCKET in str(error):
+                raise self._unusable("cleared", error) from None
         except (BaseError, OSError) as error:
-            raise StoreUnusableError(f"{self.url} cannot be cleared: {error}") from None
+            raise self._unusable("cleared", error) from None
+
+    def _unusable(self, done: str, error: Exception) -> StoreUnusableError:
+        if _NO_BUCKET in str(error):
+            return StoreUnusableError(
+                f"{self.url} cannot be {done}: there is no bucket {urlsplit(self.url).netloc!r};"
+                " correct its name, or make it"
+            )
+        return StoreUnusableError(f"{self.url} cannot be {done}: {error}")

@@ -111,8 +111,15 @@ async def _content(bucket: str, file: str) -> bytes:
 async def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
     del bucket
     store = TileStore("s3://nobody/tiles")
-    assert await store.get("logs/control/checkpoint") is None
-    with pytest.raises(StoreUnusableError, match="s3://nobody/tiles cannot be written"):
-        await store.put("logs/control/checkpoint", b"x")
+    path = "logs/control/checkpoint"
+    for done, ask in {
+        "read": lambda: store.get(path),
+        "written": lambda: store.put(path, b"x"),
+        "listed": lambda: store.names("logs/"),
+        "cleared": lambda: store.delete([path]),
+    }.items():
+        said = f"s3://nobody/tiles cannot be {done}: there is no bucket 'nobody'; correct"
+        with pytest.raises(StoreUnusableError, match=said):
+            await ask()
     with pytest.raises(OSError, match="nobody"):
         _sealed(Archive("s3://nobody/segments"), "usage-0/one.parquet", ROOT)

@@ -17,6 +17,7 @@ import bisect
 import contextlib
 import functools
 import gc
+import heapq
 import os
 import random
 import sys
@@ -56,6 +57,9 @@ QUIET_AFTER_MS: Final = 20_000
 """Faults end by then, if not before; what is left must then get done."""
 GIVE_UP_MS: Final = 600_000
 MAX_STEPS: Final = 200_000
+_CLOCK_RESOLUTION_S: Final = 1e-9
+_FILTER_CAPACITY: Final = 16
+"""So few that the index's filters are followed by larger ones in the middle of a run, too."""
 
 # The simulation's own view of a log is worked out again at every load: mostly the same hashes.
 leaf_hash = functools.lru_cache(maxsize=8_192)(merkle.leaf_hash)
@@ -66,22 +70,6 @@ class Violation(AssertionError):
     """The log is not what it must be."""
 
 
-class _Selector:
-    """Instead of waiting, lets simulated time go on."""
-
-    def __init__(self, loop: SimulatedLoop) -> None:
-        self._loop = loop
-
-    def select(self, timeout: float | None) -> list[Any]:
-        if timeout is None:
-            raise Violation("everything waits, and nothing will ever happen")
-        self._loop.now += max(timeout, 0)
-        return []
-
-    def close(self) -> None:
-        return None
-
-
 class SimulatedLoop(asyncio.BaseEventLoop):
     """An event loop with a clock of its own that runs ready tasks in an order the seed chooses."""
 
@@ -90,7 +78,6 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         self.now = 0.0
         self.steps = 0
         self._rng = rng
-        self._selector = _Selector(self)
 
     def time(self) -> float:
         return self.now
@@ -102,16 +89,40 @@ class SimulatedLoop(asyncio.BaseEventLoop):
         return None
 
     def _run_once(self) -> None:
+        """What asyncio's own loop does in a step, less what it does for sockets and threads; and
+        instead of waiting, time goes on.
+        """
         self.steps += 1
         if self.steps > MAX_STEPS:
             raise Violation(f"no end after {MAX_STEPS} steps")
-        ready: deque[Any] = self._ready  # type: ignore[attr-defined]
+        loop: Any = self
+        ready: deque[asyncio.Handle] = loop._ready
+        timers: list[asyncio.TimerHandle] = loop._scheduled
         if len(ready) > 1:
             order = list(ready)
             self._rng.shuffle(order)
             ready.clear()
             ready.extend(order)
-        super()._run_once()  # type: ignore[misc]
+        while timers and timers[0].cancelled():
+            self._take_timer(timers)
+        if not ready and not loop._stopping:
+            if not timers:
+                raise Violation("everything waits, and nothing will ever happen")
+            self.now += max(timers[0].when() - self.now, 0)
+        due = self.now + _CLOCK_RESOLUTION_S
+        while timers and timers[0].when() < due:
+            ready.append(self._take_timer(timers))
+        # Those that these make ready have their turn in the next step.
+        for _ in range(len(ready)):
+            handle: Any = ready.popleft()
+            if not handle._cancelled:
+                handle._run()
+
+    @staticmethod
+    def _take_timer(timers: list[asyncio.TimerHandle]) -> asyncio.TimerHandle:
+        timer: Any = heapq.heappop(timers)
+        timer._scheduled = False
+        return cast(asyncio.TimerHandle, timer)
 
 
 @dataclass
@@ -482,7 +493,7 @@ def restored(tables: Tables, head: Head) -> LogState:
     tree.extend(partial[0])
     if head.size and tree.root() != head.root:
         raise Violation(f"at size {size} the leaves do not give the root of the head")
-    index = IdentityIndex()
+    index = IdentityIndex(_FILTER_CAPACITY)
     found = [
         (identity, position)
         for position, identity in enumerate(map(_identity_of, tables.leaves[:size]))

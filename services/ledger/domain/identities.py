@@ -26,7 +26,7 @@ Positions = npt.NDArray[np.int64]
 RUN_ENTRIES: Final = 1 << 17
 """A run of this many entries is sealed: sorted once and written away."""
 
-_FIRST_CAPACITY: Final = 1 << 20
+FIRST_CAPACITY: Final = 1 << 20
 _MOVED: Final = 2
 """Entries that move into the next filter for each that is new."""
 
@@ -72,7 +72,9 @@ class IdentityIndex:
     no batch waits for all of it; when all is in it, it takes the other's place.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, first_capacity: int = FIRST_CAPACITY) -> None:
+        """`first_capacity`: entries that the first filter has room for; it grows from there."""
+        self._first_capacity = first_capacity
         self._filter: Filter | None = None
         self._next: Filter | None = None
         self._to_move: list[Fingerprints] = []
@@ -94,7 +96,7 @@ class IdentityIndex:
 
         self._entries += len(fingerprints)
         if self._filter is None:
-            self._filter = Filter(_FIRST_CAPACITY)
+            self._filter = Filter(self._first_capacity)
         self._filter.add(fingerprints)
         if self._next is not None:
             self._next.add(fingerprints)

@@ -81,9 +81,8 @@ def test_a_filter_that_fills_is_followed_by_a_larger_one_and_nothing_is_missed_m
     batches: list[int], run_entries: int, capacity: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(identities, "_FIRST_CAPACITY", capacity)
         patch.setattr(identities, "RUN_ENTRIES", run_entries)
-        index = IdentityIndex()
+        index = IdentityIndex(capacity)
         end = 0
         for count in batches:
             first, end = end, end + count

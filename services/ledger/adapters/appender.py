@@ -15,7 +15,7 @@ import structlog
 
 from kernel.clock import Clock
 from kernel.errors import TollbookError, Unavailable
-from ledger.adapters import database, store
+from ledger.adapters import database, store, stored
 from ledger.adapters.store import FencedError, Head
 from ledger.domain.appending import Placed, Wanted, plan_append
 from ledger.domain.tree import TreeBuilder
@@ -144,7 +144,7 @@ class Appender:
             if self._head is None or self._tree is None:
                 self._head, self._tree = await self._take_over(db)
             head, tree = self._head, self._tree
-            known = await store.known_keys(
+            known = await stored.known_keys(
                 db, head.log_id, {request.idempotency_key for request in wanted}
             )
             plan = plan_append(self._name, tree, wanted, known, self._clock.now_us() // 1000)
@@ -161,7 +161,7 @@ class Appender:
         head = await store.take_over(db, log_id, self._owner, _LEASE_MS)
         if head is None:
             raise FencedError(f"log {self._name}: another server took it over just now")
-        return head, await store.load_tree(db, head)
+        return head, await stored.load_tree(db, head)
 
 
 def _answer_all(group: list[_Waiting], error: TollbookError) -> None:

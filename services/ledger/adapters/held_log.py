@@ -11,7 +11,7 @@ import functools
 from collections.abc import Iterable
 from typing import Any
 
-from ledger.adapters import store
+from ledger.adapters import store, stored
 from ledger.adapters.leaves import LeafReader
 from ledger.adapters.store import Head
 from ledger.domain.batch import Batch, LogState
@@ -33,7 +33,7 @@ class HeldLog:
         head = self.head
         if not head.size:
             return None
-        [data] = await store.read_leaves(self._pool, head.log_id, head.size - 1, head.size)
+        [data] = await stored.read_leaves(self._pool, head.log_id, head.size - 1, head.size)
         return data
 
     async def bind_topic(self, topic_id: bytes) -> None:
@@ -44,9 +44,9 @@ class HeldLog:
         """The log's state at its head, and leave to go on. Errors: BrokenLogError."""
         head = self.head
         async with self._pool.acquire() as db:
-            tree = await store.load_tree(db, head)
+            tree = await stored.load_tree(db, head)
             read = functools.partial(self._leaves.leaves, head.log_id)
-            state = LogState(tree, head.next_offset, await store.load_index(db, head, read))
+            state = LogState(tree, head.next_offset, await stored.load_index(db, head, read))
             await store.resume(db, head)
         return state
 
@@ -57,7 +57,7 @@ class HeldLog:
     async def load_streams(self, stream_ids: Iterable[str]) -> dict[str, StreamState]:
         """State of the producer streams that the log knows."""
         async with self._pool.acquire() as db:
-            return await store.load_streams(db, self.head.log_id, stream_ids)
+            return await stored.load_streams(db, self.head.log_id, stream_ids)
 
     async def write(self, batch: Batch) -> int:
         """Commit a batch; gives its pin. Errors: FencedError."""

@@ -12,7 +12,7 @@ from collections import OrderedDict
 from collections.abc import Iterable
 from typing import Any, Final
 
-from ledger.adapters import store
+from ledger.adapters import stored
 from ledger.adapters.archive import Archive, Sealed
 from ledger.adapters.store import BrokenLogError
 from ledger.domain import leafrun
@@ -105,7 +105,7 @@ class LeafReader:
         for is_last in (False, True):
             filed = [item for item in wanted if self._sealed_at(log_id, item) is not None]
             try:
-                found = await store.leaves_at(self._pool, log_id, set(wanted) - set(filed))
+                found = await stored.leaves_at(self._pool, log_id, set(wanted) - set(filed))
             except BrokenLogError:
                 if is_last:
                     raise

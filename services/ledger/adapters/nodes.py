@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 from kernel.merkle import ReadNode, leaf_hash
 from kernel.tiles import TILE_WIDTH, node_in_tile, read_node_from_tile, tile_root
-from ledger.adapters.store import read_leaves
+from ledger.adapters.stored import read_leaves
 
 T = TypeVar("T")
 _MAX_CACHED: Final = 65_536

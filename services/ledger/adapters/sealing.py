@@ -31,7 +31,7 @@ from kernel.merkle import EMPTY_ROOT, HASH_BYTES
 from kernel.note import NoteError, VerifierKey, open_checkpoint
 from kernel.tiles import TILE_WIDTH
 from ledger.adapters import archive as archives
-from ledger.adapters import store
+from ledger.adapters import stored
 from ledger.adapters.archive import GROUP_ENTRIES, Archive, Sealed
 from ledger.adapters.leaves import LeafReader
 from ledger.adapters.nodes import NodeReader
@@ -260,7 +260,7 @@ class Sealer:
 
     async def _prove(self, segment: Segment, sealed: Sealed) -> None:
         """Compute the tiles and the root anew from the file as it is kept."""
-        edge = await store.edge_at(self._pool, segment.log_id, segment.start, [])
+        edge = await stored.edge_at(self._pool, segment.log_id, segment.start, [])
         tree = TreeBuilder(segment.start, edge)
         at = segment.start
         while at < segment.end:

@@ -25,7 +25,7 @@ from kernel.merkle import leaf_hash
 from kernel.note import Checkpoint, NoteError, VerifierKey, open_checkpoint
 from kernel.placement import CONTROL_LOG, CUT_LOG, partition_of_log
 from kernel.tilebuilder import CHECKPOINT_PATH
-from ledger.adapters import database, store
+from ledger.adapters import database, store, stored
 from ledger.adapters.migrate import MigrationError, check_version
 from ledger.adapters.notify import CHANNEL
 from ledger.adapters.store import BrokenLogError, FencedError, Head
@@ -199,7 +199,7 @@ class _Rebuild:
             return None
         source = self._source(name)
         surveyed = await survey(name, source, checkpoint, head.size, head.root)
-        tree = await store.load_tree(self._db, head)
+        tree = await stored.load_tree(self._db, head)
         pins = await self._pins(name, checkpoint.size)
         return _Log(
             name,

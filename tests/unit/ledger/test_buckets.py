@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -112,12 +112,13 @@ async def test_a_bucket_that_is_not_there_is_said(bucket: str) -> None:
     del bucket
     store = TileStore("s3://nobody/tiles")
     path = "logs/control/checkpoint"
-    for done, ask in {
+    asks: dict[str, Callable[[], Awaitable[object]]] = {
         "read": lambda: store.get(path),
         "written": lambda: store.put(path, b"x"),
         "listed": lambda: store.names("logs/"),
         "cleared": lambda: store.delete([path]),
-    }.items():
+    }
+    for done, ask in asks.items():
         said = f"s3://nobody/tiles cannot be {done}: there is no bucket 'nobody'; correct"
         with pytest.raises(StoreUnusableError, match=said):
             await ask()

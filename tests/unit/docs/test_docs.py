@@ -144,11 +144,12 @@ def test_every_setting_stands_in_the_table_with_its_default() -> None:
 SETTING = re.compile(r"TOLLBOOK_[A-Z_]*[A-Z]")
 
 
-def of_benches() -> set[str]:
-    """How large and how long benches are is said by settings of their own."""
+def of_sizes() -> set[str]:
+    """How large and how long benches and exhibits are is said by settings of their own."""
     return {
         name
-        for source in (ROOT / "bench").glob("*.py")
+        for folder in (ROOT / "bench", ROOT / "tests" / "museum")
+        for source in folder.glob("*.py")
         for name in SETTING.findall(source.read_text())
     }
 
@@ -156,7 +157,7 @@ def of_benches() -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_no_page_speaks_of_a_setting_that_is_not_there(page: Path) -> None:
     assert set(SETTING.findall(page.read_text())) <= (
-        known_settings() | of_benches() | ELSEWHERE | {"TOLLBOOK_LEDGER", "TOLLBOOK_PRICING"}
+        known_settings() | of_sizes() | ELSEWHERE | {"TOLLBOOK_LEDGER", "TOLLBOOK_PRICING"}
     )
 
 

@@ -31,7 +31,7 @@ from tests.integration.free_port import free_port
 
 from bench import trickle_load, usage_load
 from bench.arena import PARTITIONS, Arena, arena, wait_owned, workers
-from kernel import cycles, grpcs
+from kernel import cycles, grpcs, memory
 from kernel.note import Checkpoint, SignerKey, sign_checkpoint
 from kernel.tiles import decode_bundle
 from ledger.adapters.archive import Archive
@@ -400,4 +400,5 @@ def run(
 
 
 if __name__ == "__main__":
+    memory.keep_freed()  # as the command line's own bulk read does
     print(json.dumps(asyncio.run(reader(*sys.argv[1:3]))))

@@ -36,7 +36,7 @@ from tollbook.usage.v1 import usage_pb2 as usage
 FindView = Callable[[str, int], Awaitable[LogView]]
 
 DEFAULT_EVENTS: Final = 2_000
-DEFAULT_ARROW: Final = 2_048
+DEFAULT_ARROW: Final = 8_192
 MAX_MESSAGE_BYTES: Final = 4 * 1024 * 1024
 
 _WORTH_A_THREAD: Final = 256

@@ -12,7 +12,7 @@ import asyncpg
 import structlog
 import uvloop
 
-from kernel import cycles, errors, grpcs, settings, telemetry
+from kernel import cycles, errors, grpcs, memory, settings, telemetry
 from kernel.clock import SystemClock
 from kernel.placement import CONTROL_LOG, CUT_LOG
 from ledger.adapters import database
@@ -83,6 +83,7 @@ def main() -> None:
     config = settings.load(ServerSettings)
     telemetry.configure("ledger", config.log_level)
     telemetry.configure_metrics("ledger")
+    memory.keep_freed()  # before there are threads, each of which has an arena
     try:
         uvloop.run(serve(config))
     except (

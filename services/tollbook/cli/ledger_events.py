@@ -12,6 +12,7 @@ from google.protobuf.message import DecodeError
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from kernel import leaf as leaf_format
+from kernel import memory
 from kernel.placement import partition_of, usage_log
 from tollbook.cli.ledger_calls import TIMEOUT_S, ask
 from tollbook.ledger.v1 import ledger_pb2 as pb
@@ -129,6 +130,7 @@ async def _show(to: Any, request: pb.ReadEventsRequest) -> int:
 
 
 async def _write_arrow(to: Any, request: pb.ReadArrowRequest, path: Path) -> int:
+    memory.keep_freed()
     position = request.from_position
     with path.open("wb") as file:
         async for answer in to.ReadArrow(request):

@@ -182,7 +182,7 @@ def check(message: Message) -> None:
     )
 
 
-def _unforeseen(method: str, error: Exception) -> errors.TollbookError:
+def unforeseen(method: str, error: Exception) -> errors.TollbookError:
     """Tell what no method foresaw: a part that is away, or else a defect.
 
     A defect is logged whole; the caller learns that there is one, never our insides.
@@ -198,7 +198,7 @@ def _unforeseen(method: str, error: Exception) -> errors.TollbookError:
     )
 
 
-class _Unreadable:
+class Unreadable:
     """Stands for a request whose bytes are not its message, on their way to the answer."""
 
     def __init__(self, error: DecodeError) -> None:
@@ -214,18 +214,23 @@ def _reading(deserialize: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
         try:
             return deserialize(data)
         except DecodeError as error:
-            return _Unreadable(error)
+            return Unreadable(error)
 
     return read
 
 
-def _accept(request: Message | _Unreadable) -> None:
-    """Refuse what cannot be read or breaks a rule. Errors: InvalidArgument."""
-    if isinstance(request, _Unreadable):
+def readable(request: Message | Unreadable) -> None:
+    """Refuse what cannot be read. Errors: InvalidArgument."""
+    if isinstance(request, Unreadable):
         raise errors.InvalidArgument(
             f"the request cannot be read: {request.error}", reason="MALFORMED_REQUEST"
         )
-    check(request)
+
+
+def _accept(request: Message | Unreadable) -> None:
+    """Refuse what cannot be read or breaks a rule. Errors: InvalidArgument."""
+    readable(request)
+    check(cast(Message, request))
 
 
 class _Door(grpc.aio.ServerInterceptor):
@@ -246,7 +251,7 @@ class _Door(grpc.aio.ServerInterceptor):
     ) -> grpc.RpcMethodHandler[Any, Any] | None:
         handler = await continuation(details)
         method = details.method
-        if handler is None or handler.request_streaming or not method.startswith("/tollbook."):
+        if handler is None or not method.startswith("/tollbook."):
             return handler
         read = _reading(cast(Any, handler.request_deserializer))
         carrier = {
@@ -256,6 +261,29 @@ class _Door(grpc.aio.ServerInterceptor):
         }
         parent = telemetry.context_from(carrier)
         tracer = self._tracer
+        if handler.request_streaming:
+            if not handler.response_streaming:
+                raise AssertionError(f"{method}: no method here answers a stream by one message")
+            inner_talk: Any = handler.stream_stream
+
+            # The method reads and writes by the context, in this task; it refuses by
+            # `readable` and `check`, since one message may be of many asks.
+            async def talk(requests: object, context: Any) -> None:
+                with tracer.start_as_current_span(
+                    method, context=parent, kind=trace.SpanKind.SERVER
+                ):
+                    try:
+                        await inner_talk(requests, context)
+                    except errors.TollbookError as error:
+                        await abort(context, error)
+                    except grpc.aio.BaseError:
+                        raise
+                    except Exception as error:  # what no method foresaw must not leak
+                        await abort(context, unforeseen(method, error))
+
+            return grpc.stream_stream_rpc_method_handler(
+                cast(Any, talk), read, handler.response_serializer
+            )
         if handler.response_streaming:
             inner_stream: Any = handler.unary_stream
 
@@ -277,7 +305,7 @@ class _Door(grpc.aio.ServerInterceptor):
                     except grpc.aio.BaseError:
                         raise
                     except Exception as error:  # what no method foresaw must not leak
-                        await abort(context, _unforeseen(method, error))
+                        await abort(context, unforeseen(method, error))
 
             return grpc.unary_stream_rpc_method_handler(
                 cast(Any, stream), read, handler.response_serializer
@@ -295,7 +323,7 @@ class _Door(grpc.aio.ServerInterceptor):
                 except grpc.aio.BaseError:
                     raise
                 except Exception as error:  # what no method foresaw must not leak
-                    await abort(context, _unforeseen(method, error))
+                    await abort(context, unforeseen(method, error))
 
         return grpc.unary_unary_rpc_method_handler(
             cast(Any, unary), read, handler.response_serializer

@@ -27,6 +27,7 @@ from openai import AsyncOpenAI
 from tests.integration.free_port import free_port
 
 from kernel import grpcs
+from pricing.adapters.hold_stream import Streams
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.inference.v1 import inference_pb2_grpc
 from tollbook.pricing.v1 import holds_pb2 as holds
@@ -73,6 +74,16 @@ class Pricing(pricing_pb2_grpc.PricingServiceServicer):
         self, request: holds.ReleaseRequest, context: Any
     ) -> holds.ReleaseResponse:
         return holds.ReleaseResponse(released=True)
+
+    async def AskHolds(  # type: ignore[override]  # noqa: N802
+        self, requests: Any, context: Any
+    ) -> None:
+        methods: dict[str, Any] = {
+            "reserve": self.Reserve,
+            "extend": self.Extend,
+            "release": self.Release,
+        }
+        await Streams(methods).serve(context)
 
 
 # Sequences that run at once here, each with some steps' tokens.

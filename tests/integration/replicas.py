@@ -19,6 +19,7 @@ import grpc.aio
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.integration.free_port import free_port
 
+from inference.adapters.hold_asks import HoldAsks
 from kernel import grpcs
 from tollbook.pricing.v1 import holds_pb2, money_pb2, pricing_pb2_grpc
 from tollbook.stack import Stack
@@ -40,6 +41,8 @@ class Replicas:
             pricing_pb2_grpc.PricingServiceStub(channel) for channel in self._channels
         ]
         self._turn = itertools.count()
+        self._asked = itertools.count()
+        self._streams = [HoldAsks(channel) for channel in self._channels]
 
     def channel(self, index: int) -> grpc.aio.Channel:
         """The way to one of them alone."""
@@ -77,11 +80,13 @@ class Replicas:
 
     async def call(self, ask: Callable[[Any, float], Awaitable[T]]) -> T:
         """Ask the next server; another one while it is away or dies over it."""
+        return await self._of_any(lambda index: ask(self._stubs[index], 20))
+
+    async def _of_any(self, ask: Callable[[int], Awaitable[T]]) -> T:
         deadline = time.monotonic() + TIMEOUT_S
         while True:
-            stub = self._stubs[next(self._turn) % len(self._stubs)]
             try:
-                return await ask(stub, 20)
+                return await ask(next(self._turn) % len(self._stubs))
             except grpc.aio.AioRpcError as error:
                 gone = error.code() in (
                     grpc.StatusCode.UNAVAILABLE,
@@ -95,7 +100,10 @@ class Replicas:
     async def reserve(
         self, account_id: str, event_id: str, amount_pico: int, ttl_ms: int, **more: Any
     ) -> holds_pb2.ReserveResponse | None:
-        """A hold, or None when there is no credit for it or a limit is in the way."""
+        """A hold, or None when there is no credit for it or a limit is in the way.
+
+        Every other one is asked for on the server's stream, the rest by calls.
+        """
         request = holds_pb2.ReserveRequest(
             account_id=account_id,
             event_id=event_id,
@@ -104,6 +112,10 @@ class Replicas:
             **more,
         )
         try:
+            if next(self._asked) % 2:
+                return await self._of_any(
+                    lambda index: self._streams[index].reserve(request, 20_000)
+                )
             return await self.call(lambda stub, limit_s: stub.Reserve(request, timeout=limit_s))
         except grpc.aio.AioRpcError as error:
             if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
@@ -142,6 +154,8 @@ class Replicas:
         """End all servers that were started here."""
         for index in range(len(self._processes)):
             self.kill(index)
+        for stream in self._streams:
+            await stream.close()
         for channel in self._channels:
             await channel.close()
 

@@ -21,11 +21,11 @@ import grpc.aio
 import structlog
 from google.rpc import error_details_pb2
 
+from inference.adapters.hold_asks import HoldAsks
 from inference.app.credit import Request
 from kernel import errors, grpcs
 from kernel.clock import Clock, timestamp_of
 from tollbook.pricing.v1 import holds_pb2 as holds
-from tollbook.pricing.v1 import pricing_pb2_grpc
 
 log = structlog.get_logger()
 
@@ -51,7 +51,7 @@ class PricingCredit:
     """Credit as pricing keeps it. Everything runs on one event loop."""
 
     def __init__(self, channel: grpc.aio.Channel, clock: Clock, policy: Policy) -> None:
-        self._pricing = pricing_pb2_grpc.PricingServiceStub(channel)
+        self._asks = HoldAsks(channel)
         self._clock = clock
         self._policy = policy
         self._open: dict[str, str] = {}
@@ -77,7 +77,7 @@ class PricingCredit:
             event_time=timestamp_of(request.event_time_us),
         )
         try:
-            answer = await self._pricing.Reserve(message, timeout=CALL_TIMEOUT_MS / 1000)
+            answer = await self._asks.reserve(message, CALL_TIMEOUT_MS)
         except grpc.aio.AioRpcError as error:
             return self._without(request, error)
         hold_id = answer.hold.hold_id
@@ -99,6 +99,10 @@ class PricingCredit:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
+    async def close(self) -> None:
+        """Ask no more."""
+        await self._asks.close()
+
     async def keep_for_ever(self) -> None:
         """Extend the holds of what runs; run it as a task."""
         while True:
@@ -114,14 +118,14 @@ class PricingCredit:
             if hold_id not in self._open:
                 return
             try:
-                await self._pricing.Extend(request, timeout=CALL_TIMEOUT_MS / 1000)
+                await self._asks.extend(request, CALL_TIMEOUT_MS)
             except grpc.aio.AioRpcError as error:
                 log.warning("a hold was not extended", hold=hold_id, error=error.details())
 
     async def _release(self, account_id: str, hold_id: str) -> None:
         request = holds.ReleaseRequest(account_id=account_id, hold_id=hold_id)
         try:
-            await self._pricing.Release(request, timeout=CALL_TIMEOUT_MS / 1000)
+            await self._asks.release(request, CALL_TIMEOUT_MS)
         except grpc.aio.AioRpcError as error:
             log.warning("a hold was not released", hold=hold_id, error=error.details())
 

@@ -159,6 +159,7 @@ class Service:
             publishing.cancel()
             keeping.cancel()
             await asyncio.gather(publishing, keeping, return_exceptions=True)
+            await credit.close()
             await channel.close()
             await self._engine.stop()
             if not spool.failed.done():

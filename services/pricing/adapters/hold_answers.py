@@ -13,6 +13,7 @@ from pricing.adapters import hold_sql, queries
 from pricing.adapters.answers import PricingAnswers, Reader, no_account
 from pricing.adapters.control_view import ControlView
 from pricing.adapters.hold_ops import Made, Reserving
+from pricing.adapters.hold_stream import Streams
 from pricing.adapters.holds import HoldDoor
 from pricing.adapters.ledger_client import Ledger
 from pricing.domain import quoting
@@ -36,6 +37,16 @@ class HoldAnswers(PricingAnswers):
         super().__init__(reader, ledger, view)
         self._door = door
         self._clock = clock
+        self.streams = Streams(
+            {"reserve": self.Reserve, "extend": self.Extend, "release": self.Release}
+        )
+
+    # The types made from the contract know only methods that yield.
+    async def AskHolds(  # type: ignore[override]  # noqa: N802 - the contract's name
+        self, requests: Any, context: Any
+    ) -> None:
+        """Answer the asks of a stream."""
+        await self.streams.serve(context)
 
     async def Quote(  # noqa: N802 - the contract's name
         self, request: holds_pb2.QuoteRequest, context: Any

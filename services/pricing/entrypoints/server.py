@@ -87,6 +87,8 @@ async def serve(config: ServerSettings) -> None:
     await asyncio.wait([waiter, *background], return_when=asyncio.FIRST_COMPLETED)
     # Or it could say that callers may come, while the last ones are seen off.
     listening.cancel()
+    # A stream lives as long as its caller: it would be waited for in vain.
+    answers.streams.end()
     await door.stop()
     for task in background:
         task.cancel()

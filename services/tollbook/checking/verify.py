@@ -130,19 +130,24 @@ async def _said(sources: Sources) -> _Said:
 async def verify(dsn: str, sources: Sources) -> Verdict:
     """Check every log.
 
-    Errors: Unavailable, FailedPrecondition (no ledger in this database, or a
-    memory file that cannot be read).
+    Errors: Unavailable, FailedPrecondition (no ledger in this database, a DSN
+    that is none, or a memory file that cannot be read).
     """
     try:
         said = await _said(sources)
+    except StoreUnusableError as error:
+        raise Unavailable(str(error)) from None
+    try:
         db = await asyncpg.connect(
             dsn,
             timeout=10,
             command_timeout=_COMMAND_TIMEOUT_S,
             server_settings={"search_path": "ledger", "application_name": "tollbook-verify"},
         )
-    except StoreUnusableError as error:
-        raise Unavailable(str(error)) from None
+    except ValueError as error:
+        raise FailedPrecondition(
+            f"the ledger's database cannot be asked: {error}", reason="DSN_UNUSABLE"
+        ) from None
     except (OSError, asyncpg.PostgresError) as error:
         raise Unavailable(f"the database does not answer: {error}") from None
     try:

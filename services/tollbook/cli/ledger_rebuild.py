@@ -28,7 +28,7 @@ def rebuild(tiles: str, postgres: str, key: Path | None, from_kafka: bool, as_js
     The schema must be there (python -m ledger.entrypoints.migrate) and the ledger's workers
     and servers stopped. All is checked before anything is written.
     """
-    settings = settings_of()
+    settings = settings_of(postgres)
     try:
         found = read_keys(key or Path(settings.get("TOLLBOOK_VERIFIER_KEYS", "verifier-keys")))
         store = TileStore(tiles or settings.get("TOLLBOOK_TILES_URL", ""))
@@ -36,7 +36,7 @@ def rebuild(tiles: str, postgres: str, key: Path | None, from_kafka: bool, as_js
         raise FailedPrecondition(str(error), reason="SOURCE_UNUSABLE") from None
     done = asyncio.run(
         bring_up(
-            postgres or settings["TOLLBOOK_LEDGER_POSTGRES"],
+            settings["TOLLBOOK_LEDGER_POSTGRES"],
             settings.get("TOLLBOOK_ORIGIN", "tollbook.local"),
             store,
             [one for named in found.values() for one in named],

@@ -13,11 +13,12 @@ import click
 
 from audit.findings import UnusableError
 from audit.keys import read_keys
-from kernel.errors import FailedPrecondition
+from kernel.errors import FailedPrecondition, TollbookError
 from ledger.adapters.tile_store import StoreUnusableError, TileStore
 from tollbook.checking.verify import Sources, Verdict
 from tollbook.checking.verify import verify as check
 from tollbook.stack.control import Stack
+from tollbook.stack.errors import StackError
 
 _MEMORY = Path("signer") / "signed.json"
 
@@ -37,18 +38,32 @@ def verify(
     Settings that are not given are the environment's, else the local stack's. Exit 0 when
     nothing differs, 1 when something does, 2 when it cannot be told.
     """
-    settings = settings_of()
-    sources = _sources(settings, key, memory, tiles, kafka)
-    verdict = asyncio.run(check(postgres or settings["TOLLBOOK_LEDGER_POSTGRES"], sources))
+    try:
+        settings = settings_of(postgres)
+        sources = _sources(settings, key, memory, tiles, kafka)
+        verdict = asyncio.run(check(settings["TOLLBOOK_LEDGER_POSTGRES"], sources))
+    except (StackError, TollbookError) as problem:
+        # Not 1: whoever asks by the status alone must not take it for a log that was changed.
+        click.echo(f"tollbook: {problem}", err=True)
+        sys.exit(2)
     click.echo(json.dumps(_as_json(verdict), indent=1) if as_json else _as_text(verdict))
     sys.exit(0 if verdict.ok else 1)
 
 
-def settings_of() -> Mapping[str, str]:
-    """The environment's settings, or those of the running local stack."""
+def settings_of(postgres: str = "") -> Mapping[str, str]:
+    """The environment's settings, or those of the running local stack, which a database that is
+    named does not need. Errors: StackError.
+    """
+    named = {"TOLLBOOK_LEDGER_POSTGRES": postgres} if postgres else {}
     if os.environ.get("TOLLBOOK_LEDGER_POSTGRES"):
-        return os.environ
-    return {**Stack.at().environment(), **os.environ}
+        return {**os.environ, **named}
+    try:
+        local = Stack.at().environment()
+    except StackError:
+        if not postgres:
+            raise
+        local = {}
+    return {**local, **os.environ, **named}
 
 
 def _sources(

@@ -99,6 +99,10 @@ async def rebuild(
     """
     try:
         db = await database.connect(dsn)
+    except ValueError as error:
+        raise FailedPrecondition(
+            f"the ledger's database cannot be asked: {error}", reason="DSN_UNUSABLE"
+        ) from None
     except database.AWAY as error:
         raise Unavailable(f"the database does not answer: {error}") from None
     try:

@@ -77,11 +77,11 @@ def test_guesses_ahead_count_when_they_are_right_and_the_core_dies_with_its_pare
         json.loads(line)
         for line in itertools.islice((x for x in process.stdout if x.startswith("{")), 2)
     )
-    check_drafting(drafting["drafting"])
     (core,) = said["core"]
     assert psutil.pid_exists(core)
     process.kill()
     process.wait(10)
+    check_drafting(drafting["drafting"])
     assert _gone(core, 10)
 
 

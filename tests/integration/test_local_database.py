@@ -9,11 +9,13 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+import asyncpg
 import pytest
 from tests.unit.pricing import builders as make
 
 from pricing.adapters import database, lease, queries, store
 from pricing.adapters.migrate import migrate
+from pricing.adapters.together import RowsGoneError
 from pricing.domain import books
 from pricing.domain.digest import balances_digest
 from pricing.domain.projection import Projection
@@ -88,3 +90,47 @@ async def test_a_step_is_written_once_and_a_fenced_projector_writes_nothing(
         assert balance.usage.output_tokens == 31
     finally:
         await db.close()
+
+
+async def test_sums_grow_by_their_keys_and_rows_that_are_gone_stop_the_step(
+    environment: dict[str, str],
+) -> None:
+    """Steps of one projector, of which the later ones send keys and sums alone."""
+    admin, own = environment["TOLLBOOK_POSTGRES"], environment["TOLLBOOK_PRICING_POSTGRES"]
+    await migrate(admin, environment["TOLLBOOK_PRICING_DB_PASSWORD"])
+    projection, known = Projection(), store.Known()
+    for position, raw in enumerate([make.account(0), make.card(1)]):
+        projection.apply_control(position, raw)
+    owner, db = await asyncpg.connect(admin), await database.connect(own)
+    log = "usage-7"
+    try:
+        epoch = await lease.acquire(db)
+
+        async def write(first: int, *outputs: int) -> None:
+            leaves = [make.event(at, output=more) for at, more in enumerate(outputs, first)]
+            step = store.Step()
+            end = first + len(leaves)
+            step.add(log, first, end, projection.apply_usage(log, first, 2, leaves))
+            await store.write(db, epoch, step, None, store.gather(step, known))
+
+        async def sums() -> list[tuple[int, ...]]:
+            rows = await owner.fetch(
+                "SELECT (SELECT sum(amount) FROM pricing.usage_minute),"
+                " (SELECT sum(units) FROM pricing.bill_sum WHERE log = $1)",
+                log,
+            )
+            return [tuple(map(int, row)) for row in rows]
+
+        await owner.execute("DELETE FROM pricing.usage_minute")
+        await write(0, 30)
+        await write(1, 12, 5)
+        await write(3, 3)
+        # Uses count requests too.
+        assert await sums() == [(50 + 4, 50)]
+        await owner.execute("DELETE FROM pricing.usage_minute")
+        with pytest.raises(RowsGoneError, match="usage_there"):
+            await write(4, 1)
+        assert (await store.positions(db))[log] == 4
+    finally:
+        await db.close()
+        await owner.close()

@@ -7,6 +7,7 @@ from fractions import Fraction
 from functools import lru_cache
 from typing import Any, Final
 
+from pricing.adapters.known_rows import KnownRows
 from pricing.adapters.together import Together, columns
 from pricing.domain.projection import Projection
 from pricing.domain.state import Billed, BillKey, Effects, Origin
@@ -21,6 +22,12 @@ ON CONFLICT (bill_digest) DO UPDATE SET
     units = bill_sum.units + excluded.units,
     amount_pico = bill_sum.amount_pico + excluded.amount_pico
 """
+_MORE: Final = """
+UPDATE bill_sum b SET units = b.units + more.units, amount_pico = b.amount_pico + more.amount_pico
+FROM unnest($1::bytea[], $2::text[]::numeric[], $3::text[]::numeric[])
+    AS more (bill_digest, units, amount_pico)
+WHERE b.bill_digest = more.bill_digest RETURNING 1
+"""
 _Row = tuple[str, BillKey, Origin]
 _KEPT: Final = 16_384
 """Rows whose key is made once: step after step adds to the same sums, for a month."""
@@ -34,8 +41,8 @@ def _key(row: _Row) -> tuple[bytes | str | int, ...]:
     return digest_of_parts(texts), *texts
 
 
-def write(together: Together, effects: Iterable[Effects]) -> None:
-    """Write what a step bills, with the rest of it."""
+def write(together: Together, effects: Iterable[Effects], known: KnownRows) -> None:
+    """Write what a step bills, with the rest of it; `known`: sums that it wrote before."""
     sums: dict[_Row, Billed] = {}
     eras: list[tuple[str, int, int]] = []
     for made in effects:
@@ -43,11 +50,17 @@ def write(together: Together, effects: Iterable[Effects]) -> None:
         for account_id, key, origin, billed in made.billed:
             older = sums.get((account_id, key, origin))
             sums[account_id, key, origin] = billed if older is None else older.plus(billed)
-    if sums:
-        rows = sorted(
-            (*_key(row), str(billed.units), str(billed.amount_pico)) for row, billed in sums.items()
+    rows = sorted(
+        (*_key(row), str(billed.units), str(billed.amount_pico)) for row, billed in sums.items()
+    )
+    there, others = known.split(rows)
+    if there:
+        digests, *_, units, amounts_pico = columns(there)
+        together.add_change(
+            _MORE, digests, units, amounts_pico, name="bills_there", rows=len(there)
         )
-        together.add(_SUMS, *columns(rows))
+    if others:
+        together.add(_SUMS, *columns(others))
     if eras:
         together.add(
             "INSERT INTO log_era SELECT * FROM unnest($1::text[], $2::int[], $3::bigint[])",

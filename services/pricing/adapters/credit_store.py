@@ -8,6 +8,7 @@ from __future__ import annotations
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
+from pricing.adapters.known_rows import KnownRows
 from pricing.adapters.together import Together, columns, numbers
 from pricing.domain import credit, windows
 from pricing.domain.holds import hold_id_of
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from pricing.adapters.store import Step
 
 
-def write(together: Together, step: Step) -> None:
-    """Write what was spent, with the rest of the step."""
-    _write_usage(together, step)
+def write(together: Together, step: Step, known: KnownRows) -> None:
+    """Write what was spent, with the rest of the step; `known`: uses that it wrote before."""
+    _write_usage(together, step, known)
     _write_spent(together, step)
 
 
@@ -109,7 +110,7 @@ async def _arm(db: Any) -> None:
 _KEPT: Final = 16_384
 """Uses whose key is made once: a step sums what the last ones did, until the minute is over."""
 
-_USAGE = """
+_USAGE: Final = """
 INSERT INTO usage_minute
 SELECT * FROM unnest($1::bytea[], $2::text[], $3::text[], $4::text[], $5::text[], $6::text[],
     $7::text[], $8::text[], $9::text[], $10::text[], $11::bigint[], $12::text[], $13::int[],
@@ -118,6 +119,15 @@ ON CONFLICT (use_digest) DO UPDATE SET
     amount = usage_minute.amount + excluded.amount,
     charged = usage_minute.charged + excluded.charged,
     amount_pico = usage_minute.amount_pico + excluded.amount_pico
+"""
+_MORE_USAGE: Final = """
+UPDATE usage_minute u SET
+    amount = u.amount + more.amount,
+    charged = u.charged + more.charged,
+    amount_pico = u.amount_pico + more.amount_pico
+FROM unnest($1::bytea[], $2::text[]::numeric[], $3::text[]::numeric[], $4::text[]::numeric[])
+    AS more (use_digest, amount, charged, amount_pico)
+WHERE u.use_digest = more.use_digest RETURNING 1
 """
 
 
@@ -132,11 +142,16 @@ def _escaped(use: Use) -> tuple[str | int, ...]:
     return tuple(escaped(part) if isinstance(part, str) else part for part in use)
 
 
-def _write_usage(together: Together, step: Step) -> None:
-    if step.used:
-        # In one order, so that the pages it touches are touched once.
-        rows = sorted((*_usage_key(use), *map(str, used)) for use, used in step.used.items())
-        together.add(_USAGE, *columns(rows))
+def _write_usage(together: Together, step: Step, known: KnownRows) -> None:
+    # In one order, so that the pages it touches are touched once.
+    rows = sorted((*_usage_key(use), *map(str, used)) for use, used in step.used.items())
+    there, others = known.split(rows)
+    if there:
+        digests, *_, amounts, charged, amounts_pico = columns(there)
+        sums = digests, amounts, charged, amounts_pico
+        together.add_change(_MORE_USAGE, *sums, name="usage_there", rows=len(there))
+    if others:
+        together.add(_USAGE, *columns(others))
 
 
 def _write_spent(together: Together, step: Step) -> None:

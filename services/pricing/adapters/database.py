@@ -42,12 +42,16 @@ def said(error: BaseException) -> str:
 
 
 async def connect(dsn: str) -> Any:
-    """Open one connection with the schema on its path. Errors: those of AWAY."""
+    """Open one connection with the schema on its path. Errors: those of AWAY.
+
+    Its statements are planned each time, for tables as large as they are then: what joins a
+    thousand rows to a small table would else go on reading all of it when it has grown.
+    """
     return await asyncpg.connect(
         dsn,
         timeout=CONNECT_TIMEOUT_S,
         command_timeout=COMMAND_TIMEOUT_S,
-        server_settings=_SETTINGS,
+        server_settings={**_SETTINGS, "plan_cache_mode": "force_custom_plan"},
     )
 
 

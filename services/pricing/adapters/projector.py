@@ -182,6 +182,7 @@ class Projector:
 
     async def _consume(self, epoch: int) -> None:
         writing: asyncio.Task[None] | None = None
+        known = store.Known()
         try:
             while True:
                 if self._is_behind() and not tally.is_ready():
@@ -190,7 +191,7 @@ class Projector:
                 # Cleared before looking, so that what arrives meanwhile is not slept over.
                 self._arrived.clear()
                 step = await self._step()
-                gathered = None if step is None else store.gather(step)
+                gathered = None if step is None else store.gather(step, known)
                 if writing is not None:
                     await writing
                     writing = None

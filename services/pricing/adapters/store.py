@@ -13,6 +13,7 @@ from typing import Any, Final, NamedTuple
 
 from pricing.adapters import bill_store, credit_store, month_store
 from pricing.adapters.alert_store import Watch
+from pricing.adapters.known_rows import KnownRows
 from pricing.adapters.together import Together, columns, numbers
 from pricing.domain import books
 from pricing.domain.state import Effects, Engine, Key, Limit, Suspended, Totals, Use, Used
@@ -109,16 +110,24 @@ class Gathered(NamedTuple):
     """Places of events that are too many for it."""
 
 
-def gather(step: Step) -> Gathered:
-    """Make the rows of a step."""
+class Known:
+    """What the steps of one projector wrote so far."""
+
+    def __init__(self) -> None:
+        self.uses = KnownRows()
+        self.bills = KnownRows()
+
+
+def gather(step: Step, known: Known) -> Gathered:
+    """Make the rows of a step, which must be written after those of the steps before it."""
     together = Together()
     copied = _write_events(together, step)
     _write_engines(together, step)
     _write_balances(together, step)
     _write_postings(together, step)
     _write_totals(together, step)
-    bill_store.write(together, (effects for _, effects in step.effects))
-    credit_store.write(together, step)
+    bill_store.write(together, (effects for _, effects in step.effects), known.bills)
+    credit_store.write(together, step, known.uses)
     return Gathered(together, copied)
 
 
@@ -130,10 +139,10 @@ async def write(
     What every step writes goes in one statement: each round trip is a wait for the processor
     on both sides. `gathered`: its rows, where they were made already. Sets the step's `sent`: what
     the caller computes from then on costs no time, for the database works too. Errors: FencedError
-    when another projector took over.
+    when another projector took over, RowsGoneError when the tables are not as it left them.
     """
     try:
-        await _write(db, epoch, step, watch, gathered or gather(step))
+        await _write(db, epoch, step, watch, gathered or gather(step, Known()))
     finally:
         step.sent.set()
 

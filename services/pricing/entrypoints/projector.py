@@ -18,6 +18,7 @@ from pricing.adapters.lease import LeaseLostError
 from pricing.adapters.ledger_client import Ledger, LogReplacedError
 from pricing.adapters.migrate import MigrationError, check_version
 from pricing.adapters.projector import Projector
+from pricing.adapters.together import RowsGoneError
 from pricing.settings import ProjectorSettings
 
 log = structlog.get_logger()
@@ -63,6 +64,8 @@ async def _project_for_ever(config: ProjectorSettings, door: grpcs.Server) -> No
                 await _project_once(config, door, ledger, watch)
             except* (store.FencedError, LeaseLostError) as group:
                 log.warning("another projector took over", error=str(_innermost(group)))
+            except* RowsGoneError as group:
+                log.error("tables were changed by another hand", error=str(_innermost(group)))
             except* database.AWAY as group:
                 log.warning("database away", error=database.said(_innermost(group)))
             except* (grpc.aio.AioRpcError, errors.Unavailable) as group:

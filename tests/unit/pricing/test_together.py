@@ -5,21 +5,25 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pricing.adapters.together import Together, columns, numbers
+from pricing.adapters.known_rows import KnownRows
+from pricing.adapters.together import RowsGoneError, Together, columns, numbers
 from pricing.domain.text import escaped, needs_escape
 
 
 class Heard:
     """A connection that keeps what it is asked to run."""
 
-    def __init__(self) -> None:
+    def __init__(self, *counts: int) -> None:
         self.asked: list[tuple[Any, ...]] = []
+        self._counts = counts
 
-    async def execute(self, *asked: Any) -> None:
+    async def fetchrow(self, *asked: Any) -> tuple[int, ...]:
         self.asked.append(asked)
+        return self._counts
 
 
 def test_each_statement_keeps_its_arguments() -> None:
@@ -32,11 +36,33 @@ def test_each_statement_keeps_its_arguments() -> None:
         (
             "WITH gone AS (DELETE FROM a WHERE x = $2 AND y = $1 RETURNING x),"
             " part_1 AS (INSERT INTO b SELECT x FROM gone),"
-            " part_2 AS (INSERT INTO c SELECT $3, $13) SELECT",
+            " part_2 AS (INSERT INTO c SELECT $3, $13) SELECT ",
             *(1, 2),
             *range(11),
         )
     ]
+
+
+def test_an_update_that_finds_fewer_rows_than_there_were_is_told() -> None:
+    together, db = Together(), Heard(2, 3)
+    together.add_change("UPDATE a SET x = $1 RETURNING 1", 5, name="some", rows=2)
+    together.add_change("UPDATE b SET x = $1 RETURNING 1", 6, name="others", rows=4)
+    with pytest.raises(RowsGoneError, match="others: 4 rows were there before, 3 are"):
+        asyncio.run(together.run(db))
+    ((statement, *arguments),) = db.asked
+    assert statement.endswith(" SELECT (SELECT count(*) FROM some), (SELECT count(*) FROM others)")
+    assert arguments == [5, 6]
+
+
+@given(st.lists(st.lists(st.binary(max_size=1))))
+def test_a_row_is_known_once_it_was_written(steps: list[list[bytes]]) -> None:
+    known, written = KnownRows(), set[bytes]()
+    for keys in steps:
+        rows = [(key, number) for number, key in enumerate(dict.fromkeys(keys))]
+        there, others = known.split(rows)
+        assert sorted(there + others) == sorted(rows)
+        assert {key for key, _ in there} == written & set(keys)
+        written |= set(keys)
 
 
 def test_nothing_gathered_asks_nothing() -> None:

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, NoReturn, TypeVar, cast
 
 import grpc
@@ -233,6 +233,19 @@ def _accept(request: Message | Unreadable) -> None:
     check(cast(Message, request))
 
 
+@asynccontextmanager
+async def _told(method: str, context: Any) -> AsyncIterator[None]:
+    """Have the caller told what goes wrong within, by a status of ours."""
+    try:
+        yield
+    except errors.TollbookError as error:
+        await abort(context, error)
+    except grpc.aio.BaseError:
+        raise
+    except Exception as error:  # what no method foresaw must not leak
+        await abort(context, unforeseen(method, error))
+
+
 class _Door(grpc.aio.ServerInterceptor):
     """Reads and checks each request, opens its span, and turns errors into statuses.
 
@@ -272,14 +285,8 @@ class _Door(grpc.aio.ServerInterceptor):
                 with tracer.start_as_current_span(
                     method, context=parent, kind=trace.SpanKind.SERVER
                 ):
-                    try:
+                    async with _told(method, context):
                         await inner_talk(requests, context)
-                    except errors.TollbookError as error:
-                        await abort(context, error)
-                    except grpc.aio.BaseError:
-                        raise
-                    except Exception as error:  # what no method foresaw must not leak
-                        await abort(context, unforeseen(method, error))
 
             return grpc.stream_stream_rpc_method_handler(
                 cast(Any, talk), read, handler.response_serializer
@@ -294,18 +301,12 @@ class _Door(grpc.aio.ServerInterceptor):
                 with tracer.start_as_current_span(
                     method, context=parent, kind=trace.SpanKind.SERVER
                 ):
-                    try:
+                    async with _told(method, context):
                         _accept(request)
                         responses: AsyncGenerator[Message, None] = inner_stream(request, context)
                         async with aclosing(responses):
                             async for response in responses:
                                 await context.write(response)
-                    except errors.TollbookError as error:
-                        await abort(context, error)
-                    except grpc.aio.BaseError:
-                        raise
-                    except Exception as error:  # what no method foresaw must not leak
-                        await abort(context, unforeseen(method, error))
 
             return grpc.unary_stream_rpc_method_handler(
                 cast(Any, stream), read, handler.response_serializer
@@ -314,16 +315,10 @@ class _Door(grpc.aio.ServerInterceptor):
 
         async def unary(request: Message, context: Any) -> Message:
             with tracer.start_as_current_span(method, context=parent, kind=trace.SpanKind.SERVER):
-                try:
+                async with _told(method, context):
                     _accept(request)
                     response: Message = await inner(request, context)
                     return response
-                except errors.TollbookError as error:
-                    await abort(context, error)
-                except grpc.aio.BaseError:
-                    raise
-                except Exception as error:  # what no method foresaw must not leak
-                    await abort(context, unforeseen(method, error))
 
         return grpc.unary_unary_rpc_method_handler(
             cast(Any, unary), read, handler.response_serializer

@@ -60,7 +60,8 @@ class Books:
                     self._db = await database.connect(self._dsn)
                 at = await store.positions(self._db)
                 if any(at.get(log, 0) < end for log, (_, end) in step.moves.items()):
-                    await store.write(self._db, 1, step, self.watch)
+                    gathered = store.gather(step, store.Known())
+                    await store.write(self._db, 1, step, gathered, self.watch)
                 return
             except (*database.AWAY, asyncpg.DeadlockDetectedError):
                 if self._db is not None:

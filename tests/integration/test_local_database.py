@@ -70,13 +70,13 @@ async def test_a_step_is_written_once_and_a_fenced_projector_writes_nothing(
         paused = await lease.acquire(db)
         epoch = await lease.acquire(db)
         with pytest.raises(store.FencedError):
-            await store.write(db, paused, step)
+            await store.write(db, paused, step, store.gather(step, store.Known()))
         assert step.sent.is_set(), "whoever waits for the database to work waits for ever"
         assert await store.positions(db) == {}
 
-        await store.write(db, epoch, step)
+        await store.write(db, epoch, step, store.gather(step, store.Known()))
         with pytest.raises(store.FencedError):
-            await store.write(db, epoch, step)
+            await store.write(db, epoch, step, store.gather(step, store.Known()))
 
         found = await queries.snapshot(db)
         assert found.positions == {"control": 3, "usage-0": 2}
@@ -111,7 +111,7 @@ async def test_sums_grow_by_their_keys_and_rows_that_are_gone_stop_the_step(
             step = store.Step()
             end = first + len(leaves)
             step.add(log, first, end, projection.apply_usage(log, first, 2, leaves))
-            await store.write(db, epoch, step, None, store.gather(step, known))
+            await store.write(db, epoch, step, store.gather(step, known))
 
         async def sums() -> list[tuple[int, ...]]:
             rows = await owner.fetch(

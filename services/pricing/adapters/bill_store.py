@@ -41,6 +41,11 @@ def _key(row: _Row) -> tuple[bytes | str | int, ...]:
     return digest_of_parts(texts), *texts
 
 
+def known_bills() -> KnownRows:
+    """For the sums that a projector writes."""
+    return KnownRows("bills_there", _SUMS, _MORE)
+
+
 def write(together: Together, effects: Iterable[Effects], known: KnownRows) -> None:
     """Write what a step bills, with the rest of it; `known`: sums that it wrote before."""
     sums: dict[_Row, Billed] = {}
@@ -50,17 +55,10 @@ def write(together: Together, effects: Iterable[Effects], known: KnownRows) -> N
         for account_id, key, origin, billed in made.billed:
             older = sums.get((account_id, key, origin))
             sums[account_id, key, origin] = billed if older is None else older.plus(billed)
-    rows = sorted(
-        (*_key(row), str(billed.units), str(billed.amount_pico)) for row, billed in sums.items()
+    known.write(
+        together,
+        ((_key(row), (str(item.units), str(item.amount_pico))) for row, item in sums.items()),
     )
-    there, others = known.split(rows)
-    if there:
-        digests, *_, units, amounts_pico = columns(there)
-        together.add_change(
-            _MORE, digests, units, amounts_pico, name="bills_there", rows=len(there)
-        )
-    if others:
-        together.add(_SUMS, *columns(others))
     if eras:
         together.add(
             "INSERT INTO log_era SELECT * FROM unnest($1::text[], $2::int[], $3::bigint[])",

@@ -9,7 +9,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pricing.adapters.known_rows import KnownRows
-from pricing.adapters.together import Together, columns, numbers
+from pricing.adapters.together import Together, numbers
 from pricing.domain import credit, windows
 from pricing.domain.holds import hold_id_of
 from pricing.domain.state import Limit, Use
@@ -20,9 +20,16 @@ if TYPE_CHECKING:
     from pricing.adapters.store import Step
 
 
+def known_uses() -> KnownRows:
+    """For the uses that a projector writes."""
+    return KnownRows("usage_there", _USAGE, _MORE_USAGE)
+
+
 def write(together: Together, step: Step, known: KnownRows) -> None:
     """Write what was spent, with the rest of the step; `known`: uses that it wrote before."""
-    _write_usage(together, step, known)
+    known.write(
+        together, ((_usage_key(use), tuple(map(str, used))) for use, used in step.used.items())
+    )
     _write_spent(together, step)
 
 
@@ -140,18 +147,6 @@ def _usage_key(use: Use) -> tuple[bytes | str | int, ...]:
 
 def _escaped(use: Use) -> tuple[str | int, ...]:
     return tuple(escaped(part) if isinstance(part, str) else part for part in use)
-
-
-def _write_usage(together: Together, step: Step, known: KnownRows) -> None:
-    # In one order, so that the pages it touches are touched once.
-    rows = sorted((*_usage_key(use), *map(str, used)) for use, used in step.used.items())
-    there, others = known.split(rows)
-    if there:
-        digests, *_, amounts, charged, amounts_pico = columns(there)
-        sums = digests, amounts, charged, amounts_pico
-        together.add_change(_MORE_USAGE, *sums, name="usage_there", rows=len(there))
-    if others:
-        together.add(_USAGE, *columns(others))
 
 
 def _write_spent(together: Together, step: Step) -> None:

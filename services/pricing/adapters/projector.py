@@ -190,14 +190,15 @@ class Projector:
                     cycles.settle()
                 # Cleared before looking, so that what arrives meanwhile is not slept over.
                 self._arrived.clear()
-                step = await self._step()
-                gathered = None if step is None else store.gather(step, known)
+                rated = await self._step()
+                made = None if rated is None else (rated, store.gather(rated, known))
                 if writing is not None:
                     await writing
                     writing = None
-                if step is None:
+                if made is None:
                     await self._arrived.wait()
                     continue
+                step, gathered = made
                 writing = asyncio.create_task(self._write(epoch, step, gathered))
                 # The next step's rating takes this process, so it waits until the database works.
                 await step.sent.wait()
@@ -230,7 +231,7 @@ class Projector:
         step.spend(self._projection.control.credit.limits_of)
         return step if leaves else None
 
-    async def _write(self, epoch: int, step: store.Step, gathered: store.Gathered | None) -> None:
+    async def _write(self, epoch: int, step: store.Step, gathered: store.Gathered) -> None:
         with tracer.start_as_current_span("project", attributes={"tollbook.events": step.events}):
-            await store.write(self._db, epoch, step, self._watch, gathered)
+            await store.write(self._db, epoch, step, gathered, self._watch)
         tell(step)

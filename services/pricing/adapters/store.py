@@ -13,7 +13,6 @@ from typing import Any, Final, NamedTuple
 
 from pricing.adapters import bill_store, credit_store, month_store
 from pricing.adapters.alert_store import Watch
-from pricing.adapters.known_rows import KnownRows
 from pricing.adapters.together import Together, columns, numbers
 from pricing.domain import books
 from pricing.domain.state import Effects, Engine, Key, Limit, Suspended, Totals, Use, Used
@@ -114,8 +113,8 @@ class Known:
     """What the steps of one projector wrote so far."""
 
     def __init__(self) -> None:
-        self.uses = KnownRows()
-        self.bills = KnownRows()
+        self.uses = credit_store.known_uses()
+        self.bills = bill_store.known_bills()
 
 
 def gather(step: Step, known: Known) -> Gathered:
@@ -132,22 +131,22 @@ def gather(step: Step, known: Known) -> Gathered:
 
 
 async def write(
-    db: Any, epoch: int, step: Step, watch: Watch | None = None, gathered: Gathered | None = None
+    db: Any, epoch: int, step: Step, gathered: Gathered, watch: Watch | None = None
 ) -> None:
     """Commit a step, with the alerts that it raises.
 
     What every step writes goes in one statement: each round trip is a wait for the processor
-    on both sides. `gathered`: its rows, where they were made already. Sets the step's `sent`: what
+    on both sides. `gathered`: its rows, made anew for each try. Sets the step's `sent`: what
     the caller computes from then on costs no time, for the database works too. Errors: FencedError
     when another projector took over, RowsGoneError when the tables are not as it left them.
     """
     try:
-        await _write(db, epoch, step, watch, gathered or gather(step, Known()))
+        await _write(db, epoch, step, gathered, watch)
     finally:
         step.sent.set()
 
 
-async def _write(db: Any, epoch: int, step: Step, watch: Watch | None, gathered: Gathered) -> None:
+async def _write(db: Any, epoch: int, step: Step, gathered: Gathered, watch: Watch | None) -> None:
     together, copied = gathered
     async with db.transaction():
         found = await _move(db, epoch, step)

@@ -56,12 +56,19 @@ def test_an_update_that_finds_fewer_rows_than_there_were_is_told() -> None:
 
 @given(st.lists(st.lists(st.binary(max_size=1))))
 def test_a_row_is_known_once_it_was_written(steps: list[list[bytes]]) -> None:
-    known, written = KnownRows(), set[bytes]()
+    insert, change = "INSERT INTO a SELECT $1, $2, $3", "UPDATE a SET x = $2 WHERE k = $1"
+    known, written = KnownRows("there", insert, change), set[bytes]()
     for keys in steps:
-        rows = [(key, number) for number, key in enumerate(dict.fromkeys(keys))]
-        there, others = known.split(rows)
-        assert sorted(there + others) == sorted(rows)
-        assert {key for key, _ in there} == written & set(keys)
+        rows = {key: ((key, f"text {key!r}"), (str(len(written)),)) for key in keys}
+        there, others = sorted(written & rows.keys()), sorted(rows.keys() - written)
+        together, db = Together(), Heard(*([len(there)] if there else []))
+        known.write(together, rows.values())
+        asyncio.run(together.run(db))
+        sums = [str(len(written))]
+        arguments: list[Any] = [there, sums * len(there)] if there else []
+        if others:
+            arguments += [others, [f"text {key!r}" for key in others], sums * len(others)]
+        assert [tuple(arguments)] * bool(keys) == [asked[1:] for asked in db.asked]
         written |= set(keys)
 
 

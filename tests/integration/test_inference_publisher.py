@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import signal
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
+from aiokafka.client import AIOKafkaClient
 from tests.integration.inference_service import TOPIC, gaps, topic, unique
-from tests.integration.refusing_broker import ADDRESS, connecting, ends
 
 from inference.adapters.publisher import Publisher
 from inference.adapters.spool import Spool
@@ -21,6 +22,9 @@ from tollbook.stack import Stack
 from tollbook.usage.v1 import usage_pb2 as usage
 
 pytestmark = pytest.mark.integration
+
+REFUSING = "127.0.0.1:9"
+"""The port of `discard`, which nothing listens at."""
 
 
 @asynccontextmanager
@@ -67,6 +71,35 @@ async def test_kill_the_broker_over_and_over_and_every_record_is_there(
     assert gaps(found) == []
 
 
+@contextmanager
+def connecting() -> Iterator[asyncio.Event]:
+    """An event that is set once a client is connecting."""
+    begun = asyncio.Event()
+    real = AIOKafkaClient.bootstrap
+
+    async def bootstrap(client: AIOKafkaClient) -> None:
+        begun.set()
+        await real(client)
+
+    with patch.object(AIOKafkaClient, "bootstrap", bootstrap):
+        yield begun
+
+
+async def ends(task: asyncio.Task[object], begun: asyncio.Event, turns: int) -> bool:
+    """Whether a task ends that is told to so many turns of the loop after it began to connect."""
+    await asyncio.wait_for(begun.wait(), 10)
+    for _ in range(turns):
+        await asyncio.sleep(0)
+    task.cancel()
+    await asyncio.wait([task], timeout=20)
+    ended = task.done()
+    while not task.done():
+        # Each word may be lost again.
+        task.cancel()
+        await asyncio.wait([task], timeout=0.1)
+    return ended
+
+
 async def test_a_publisher_that_is_told_to_end_while_it_connects_ends(tmp_path: Path) -> None:
     spool = Spool.open(tmp_path)
     spool.start()
@@ -75,7 +108,7 @@ async def test_a_publisher_that_is_told_to_end_while_it_connects_ends(tmp_path: 
     # At each of the first turns it is somewhere else: connecting, failing, letting its client go.
     for turns in range(12):
         with connecting() as begun:
-            publisher = Publisher(spool, ADDRESS, TOPIC, 4)
+            publisher = Publisher(spool, REFUSING, TOPIC, 4)
             assert await ends(asyncio.create_task(publisher.run()), begun, turns)
     await spool.close()
 
@@ -84,7 +117,7 @@ async def test_what_was_not_acknowledged_is_sent_by_the_next_process(
     broker: Stack, tmp_path: Path
 ) -> None:
     kafka = broker.address("kafka")
-    async with publishing(tmp_path, ADDRESS) as (spool, _):
+    async with publishing(tmp_path, REFUSING) as (spool, _):
         write(spool, Streams(spool.journal, "pub/boot2", 4), 0, 700)
         await spool.durable()
         assert len(spool.journal.outbox) == 700

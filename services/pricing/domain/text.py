@@ -8,12 +8,25 @@ from collections.abc import Iterable
 from typing import Final
 
 _CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
+_NOT_PRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _TO_ESCAPE: Final = re.compile("[\x00-\x1f\x7f-\x9f\\\\]")
 
 
 def is_plain(text: str) -> bool:
     """Tell whether a text has no control character: no tab, no newline, no NUL."""
     return _CONTROL.search(text) is None
+
+
+def _code(point: int) -> str:
+    return f"x{point:02x}" if point < 256 else f"u{point:04x}"
+
+
+def printable(text: str) -> str:
+    r"""Write a stranger's text as a terminal may have it: `\x1b` for an escape.
+
+    JSON can spell half of a surrogate pair, which no encoding has: it is printed as `\ud800`.
+    """
+    return _NOT_PRINTABLE.sub(lambda found: f"\\{_code(ord(found[0]))}", text)
 
 
 def escaped(text: str) -> str:

@@ -28,8 +28,10 @@ from pricing.domain.imports import model_names
 from pricing.domain.imports.model_names import ModelNames
 from pricing.domain.offline import OfflineRater, RatedLine, currencies
 from pricing.domain.rating import RatedLeaf
-from pricing.domain.readers.reading import NOT_READABLE, OUT_OF_RANGE, UsageReadError
+from pricing.domain.readers import json_line
+from pricing.domain.readers.reading import OUT_OF_RANGE, UsageReadError
 from pricing.domain.readers.usage_line import UsageLine, read_line
+from pricing.domain.text import printable
 from tollbook.cli.card_files import fail, read_card
 from tollbook.cli.cards_import import NAMES_FILE
 from tollbook.cli.instants import INSTANT
@@ -134,10 +136,7 @@ def _lines(source: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
 def _decoded(data: bytes | None) -> object:
     if data is None:
         raise UsageReadError("", OUT_OF_RANGE, f"longer than {MAX_LINE_BYTES} bytes")
-    try:
-        return json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise UsageReadError("", NOT_READABLE, f"not JSON: {str(error)[:200]}") from None
+    return json_line.decode(data)
 
 
 def _id_of(decoded: object) -> str:
@@ -161,11 +160,12 @@ class _TextLines:
             said = f"no price for {result.unpriced} of {len(result.leaves)} leaves"
         else:
             said = f"{format_pico(result.amount_pico)} {self._currency}"
-        self._to.write(f"{number}  {said}  {result.context.model}\n")
+        self._to.write(f"{number}  {said}  {printable(result.context.model)}\n")
 
     def bad(self, number: int, line_id: str, error: UsageReadError) -> None:
         """One line that could not be read."""
-        self._to.write(f"{number}  bad: {line_id and line_id + ': '}{error}\n")
+        who = line_id and line_id + ": "
+        self._to.write(f"{number}  bad: {printable(f'{who}{error}')}\n")
 
 
 def _amount(amount_pico: int) -> str:

@@ -154,6 +154,51 @@ def test_every_line_has_its_answer_and_the_status_says_that_some_are_bad(cards: 
     assert "2 rated, 1 with a leaf that has no price, 3 bad" in done.stderr
 
 
+def test_a_strangers_text_neither_ends_the_run_nor_reaches_the_terminal(cards: Path) -> None:
+    usage = '"usage": {"prompt_tokens": 1, "\\u001b[2J": 0}'
+    lines = [
+        # Half of a surrogate pair: JSON can spell it, and no encoding has it.
+        json.dumps(GOOD | {"model": "m\ud800"}),
+        json.dumps(GOOD | {"id": "x\x1b[31m\udfff", "time": "?"}),
+        f'{{"id": "r-3", "model": "m", {usage}}}',
+        json.dumps(GOOD),
+    ]
+    done = run(cards, "\n".join(lines))
+    assert done.exit_code == command.INCOMPLETE, done.exception
+    found = done.stdout.splitlines()
+    assert found[0] == "1  no price for 3 of 3 leaves  m\\ud800"
+    assert found[1].startswith("2  bad: x\\x1b[31m\\udfff: time: ")
+    assert found[2].startswith("3  bad: r-3: usage.\\x1b[2J: ")
+    assert found[3] == "4  0.00222 USD  m"
+    assert [answer["line"] for answer in answers(run(cards, "\n".join(lines), "--json"))] == [
+        1,
+        2,
+        3,
+        4,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "why"),
+    [
+        ('{"model": "m", "usage": {"prompt_tokens": 9, "prompt_tokens": 1}}', "prompt_tokens", ""),
+        ('{"model": "dear", "model": "m", "usage": {"prompt_tokens": 9}}', "model", ""),
+        ('{"model": "m", "usage": {"prompt_tokens": 1' + "0" * 5000 + "}}", "", "thousands"),
+        ('{"usage": ' + "[" * 100_000, "", "nested too deep"),
+        ('{"model":', "", "expecting value at character"),
+        (b'{"model": "\xff"}', "", "not UTF-8"),
+    ],
+    ids=["a count twice", "a model twice", "digits", "nesting", "cut off", "bytes"],
+)
+def test_a_line_that_could_be_read_in_two_ways_or_in_none_is_bad_and_says_why(
+    cards: Path, line: str | bytes, field: str, why: str
+) -> None:
+    (answer,) = answers(run(cards, line, "--json"))
+    assert answer["error"]["field"] == field
+    assert (why or "stands twice") in answer["error"]["message"]
+    assert "sys." not in answer["error"]["message"]
+
+
 def test_for_people_it_is_one_short_line_each(cards: Path) -> None:
     lines = [json.dumps(GOOD), json.dumps(GOOD | {"model": "x"}), json.dumps(GOOD | {"time": "?"})]
     done = run(cards, "\n".join(lines))

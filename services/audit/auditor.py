@@ -15,7 +15,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Final
 
-from audit import balances, conservation, cuts, layout, once, rerates, rotations, served
+from audit import balances, conservation, cuts, expiries, layout, once, rerates, rotations, served
 from audit.cuts import CutAt, LogSeen
 from audit.findings import Finding, UnusableError
 from audit.keys import Keys, Opened, check_cosigned, open_log, read_keys
@@ -231,6 +231,9 @@ class _Audit:
             )
         state = walk.replay.projection.control
         self.report.findings.extend(rerates.check(state, sources, pins))
+        wrong, notes = expiries.check(state.credit, sources, pins, self._export.aside, self._cuts)
+        self.report.findings.extend(wrong)
+        self.report.notes += notes
         self.report.engines = conservation.lines_of(walk.replay.engines)
         self.report.findings.extend(conservation.check(last, self.report.engines))
         self.report.accounts = _accounts(walk.replay)

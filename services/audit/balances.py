@@ -83,8 +83,9 @@ class Books:
         sources: Mapping[str, Source],
         pins: Mapping[str, Sequence[Pin]],
         aside: Callable[[bytes], bytes | None],
+        replay: Replay | None = None,
     ) -> None:
-        self.replay = Replay()
+        self.replay = replay if replay is not None else Replay()
         self._sources = sources
         self._pins = pins
         self._aside = aside

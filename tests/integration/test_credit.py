@@ -186,7 +186,7 @@ async def test_holds_and_the_end_of_a_month_take_from_lots_in_one_order(desk: De
     assert await desk.refused("three", 6, project="b") == ["account:acme"]
     await desk.hold("three", 5, project="b")
     ended = await expiry.due(desk.admin, "2026-01")
-    assert [(one.grant_id, one.left_pico) for one in ended] == [
+    assert [(one.grant_id, int(one.amount.amount_pico)) for one in ended] == [
         ("soon", 0),
         ("mine", 10 * TOKEN_PICO),
     ]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import csv
 import hashlib
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -138,9 +140,11 @@ async def test_a_month_is_closed_once_whoever_asks_and_corrected_in_the_next(
         ),
         timeout=30,
     )
-    await world.use("billed", output=10**6 + 1, at_us=T0_US + DAY_US)
     await world.use("brief", output=7, at_us=FEBRUARY_US - 1)
     await world.use("brief", output=5, at_us=FEBRUARY_US)
+    # A projector that is behind: what stands in the log has paid with the grant all the same.
+    world.stack.kill("pricing-projector")
+    await world.use("billed", output=10**6 + 1, at_us=T0_US + DAY_US, priced=False)
     await world.recorded()
     async with replicas(world.stack, 2) as others:
         other: Any = pricing_pb2_grpc.ControlServiceStub(others.channel(0))
@@ -148,6 +152,7 @@ async def test_a_month_is_closed_once_whoever_asks_and_corrected_in_the_next(
         request = statements_pb2.ClosePeriodRequest(period="2026-01")
         broken = asyncio.ensure_future(killed.ClosePeriod(request, timeout=60))
         both = asyncio.gather(closed_by(world.control, "2026-01"), closed_by(other, "2026-01"))
+        await asyncio.to_thread(world.stack.up, PARTS)
         # None of them is closed before its logs are beyond the end, which is recorded by now.
         async with asyncio.timeout(60):
             while not any(made.HasField("period_ended") for made in await controls(world)):  # noqa: ASYNC110
@@ -175,6 +180,13 @@ async def test_a_month_is_closed_once_whoever_asks_and_corrected_in_the_next(
         ("grant", str(PICO)),
         ("expiry", str((10**6 + 1) * 600_000 - PICO)),
     ]
+    (expired,) = [
+        record.credit_expired
+        for record in await controls(world)
+        if record.HasField("credit_expired")
+    ]
+    assert expired.control_size
+    assert sum(part.size for part in expired.logs) >= 3
     brief = await statement(world, "brief", "2026-01")
     assert (brief["charged_pico"], brief["invoiced_pico"]) == (str(7 * 600_000), "0")
     assert (await statement(world, "idle", "2026-01"))["closing_pico"] == str(5 * PICO)
@@ -284,8 +296,21 @@ async def test_the_commands_close_and_write_what_is_there(
     assert [line.split()[0] for line in said.splitlines()[1:]] == ["2026-02", "2026-01"]
     code, said = await run("statements", "write", "billed", "2026-01", str(tmp_path))
     assert code == 0
-    assert [Path(line).suffix for line in said.splitlines()] == [".json", ".html", ".pdf"]
+    assert [line.partition("2026-01.")[2] for line in said.splitlines()] == [
+        "json",
+        "html",
+        "pdf",
+        "focus.csv",
+        "focus.parquet",
+    ]
     document = (tmp_path / "billed-2026-01.json").read_bytes()
     newest = (await statements_of(world, "billed"))[-1]
     assert hashlib.sha256(document).digest() == newest.statement_hash
     assert (tmp_path / "billed-2026-01.pdf").read_bytes().startswith(b"%PDF-")
+    rows = list(csv.DictReader((tmp_path / "billed-2026-01.focus.csv").open(newline="")))
+    assert [(row["ChargeCategory"], row["PricingUnit"]) for row in rows] == [
+        ("Usage", "token"),
+        ("Adjustment", ""),
+    ]
+    billed = sum(Decimal(row["BilledCost"]) for row in rows)
+    assert billed * PICO == int(newest.invoiced.amount_pico)

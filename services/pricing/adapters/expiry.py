@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from kernel.placement import CONTROL_LOG, partition_of_log
+from pricing.adapters import queries
 from pricing.domain.credits import Charge, Lot, settle
 from pricing.domain.windows import month_bounds_us
+from tollbook.pricing.v1 import accounts_pb2, card_records_pb2
 
 _DUE: Final = (
     "SELECT DISTINCT account_id FROM credit_grant WHERE expires_us <= $1 AND expired_pico IS NULL"
@@ -21,22 +24,26 @@ _CHARGES: Final = (
 )
 
 
-class Expired(NamedTuple):
-    """A grant that ended, and what is left of it in pico-units; it may be 0."""
-
-    grant_id: str
-    account_id: str
-    currency: str
-    left_pico: int
+async def any_due(db: Any, period: str) -> bool:
+    """Tell whether a grant ended by the end of a month and is not recorded as expired."""
+    _, end_us = month_bounds_us(period, "UTC")
+    return bool(await db.fetch(_DUE + " LIMIT 1", end_us))
 
 
-async def due(db: Any, period: str) -> list[Expired]:
-    """The grants that ended by the end of a month and are not recorded as expired, in one snapshot.
+async def due(db: Any, period: str) -> list[accounts_pb2.CreditExpired]:
+    """What is left of each grant that ended by the end of a month and is not recorded as expired.
 
-    Charges pay in the order of domain/credits.py.
+    In one snapshot, whose sizes of the logs each record states: an auditor comes to the same
+    from them. Charges pay in the order of domain/credits.py.
     """
     _, end_us = month_bounds_us(period, "UTC")
-    found: list[Expired] = []
+    sizes = await queries.positions(db)
+    logs = [
+        card_records_pb2.LogSize(log=log, size=size)
+        for log, size in sorted(sizes.items())
+        if partition_of_log(log) is not None
+    ]
+    found: list[accounts_pb2.CreditExpired] = []
     for owner in await db.fetch(_DUE, end_us):
         grants = await db.fetch(_GRANTS, owner["account_id"])
         lots = [
@@ -56,7 +63,13 @@ async def due(db: Any, period: str) -> list[Expired]:
         ]
         left = settle(lots, charges).left
         found += [
-            Expired(row["grant_id"], row["account_id"], row["currency"], left[row["grant_id"]])
+            accounts_pb2.CreditExpired(
+                grant_id=row["grant_id"],
+                account_id=row["account_id"],
+                amount=queries.amount(row["currency"], left[row["grant_id"]]),
+                logs=logs,
+                control_size=sizes.get(CONTROL_LOG, 0),
+            )
             for row in grants
             if row["expires_us"] <= end_us and row["expired_pico"] is None
         ]

@@ -24,6 +24,7 @@ from pricing.adapters.control_view import ControlView
 from pricing.adapters.credit_changes import CreditChanges
 from pricing.adapters.holds import HoldDoor
 from pricing.adapters.ledger_client import Ledger
+from pricing.adapters.rehearsal import usage_sizes
 from pricing.domain import hours
 from pricing.domain.closing import KIND
 from pricing.domain.credit import EXPIRED
@@ -34,6 +35,7 @@ from tollbook.pricing.v1 import (
     accounts_pb2,
     commitment_pb2,
     control_pb2,
+    pricing_pb2,
     statements_pb2,
 )
 
@@ -132,18 +134,26 @@ class PeriodChanges(CreditChanges):
         await self._view.reach(control_size, _WAIT_S)
 
     async def _expire(self, period: str, context: Any) -> None:
-        """Record what is left of every grant that ended by the end of a month."""
-        for found in await self._reader.in_snapshot(lambda db: expiry.due(db, period)):
-            made = accounts_pb2.CreditExpired(
-                grant_id=found.grant_id,
-                account_id=found.account_id,
-                amount=queries.amount(found.currency, found.left_pico),
-            )
+        """Record what is left of every grant that ended by the end of a month.
+
+        Only once all is charged that stands in the logs now: a projector that is behind, such as
+        one that rebuilds, would void credit that usage has paid with.
+        """
+        if not await self._reader.in_snapshot(lambda db: expiry.any_due(db, period)):
+            return
+        await self._reader.wait_for(
+            [
+                pricing_pb2.LogPosition(log=name, size=size)
+                for name, size in (await usage_sizes(self._ledger)).items()
+            ],
+            context.time_remaining() or _WHOLE_S,
+        )
+        for made in await self._reader.in_snapshot(lambda db: expiry.due(db, period)):
             try:
                 await self._change(EXPIRED, made, context)
             except errors.AlreadyExists as error:
                 # Another server was first, by what it knew then.
-                log.info("not expired", grant_id=found.grant_id, why=error.message)
+                log.info("not expired", grant_id=made.grant_id, why=error.message)
 
     async def _close_commitments(self, period: str, context: Any) -> None:
         """Record that a month is over for every card that commits to a least sum in it."""

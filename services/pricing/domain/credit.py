@@ -127,6 +127,8 @@ class CreditState:
         self.grants: dict[str, Grant] = {}
         self.expired_pico: dict[str, int] = {}
         """What of a grant is void, by grant_id; a grant is in it once it is closed."""
+        self.expiries: list[tuple[int, accounts.CreditExpired]] = []
+        """What was applied of them: (control position, record)."""
         self.rules: dict[str, Rule] = {}
         self.crossings: dict[str, int] = {}
         self._applied: set[tuple[str, str]] = set()
@@ -369,6 +371,9 @@ class CreditState:
         amount_pico = int(made.amount.amount_pico)
         if amount_pico > grant.amount_pico:
             return f"grant {made.grant_id!r} was of less"
+        if made.control_size > position:
+            return f"it was worked out at control size {made.control_size}, which is after it"
+        self.expiries.append((position, made))
         self.expired_pico[grant.grant_id] = amount_pico
         _post(
             effects,

@@ -83,13 +83,16 @@ def usage_event(
     output: int = 0,
     model: str = "tiny",
     engine_id: str = "engine-1",
+    project_id: str = "",
+    at_us: int = T0_US,
 ) -> bytes:
     made = usage.UsageEvent(
         event_id=event_id,
         account_id=account_id,
+        project_id=project_id,
         served_model=model,
         outcome=usage.OUTCOME_COMPLETE,
-        event_time=timestamp_of(T0_US),
+        event_time=timestamp_of(at_us),
         engine_id=engine_id,
     )
     token, inward = usage.UNIT_TOKEN, usage.DIRECTION_IN

@@ -29,6 +29,7 @@ import structlog
 from kernel import merkle
 from kernel.merkle import EMPTY_ROOT, HASH_BYTES
 from kernel.note import NoteError, VerifierKey, open_checkpoint
+from kernel.sha256 import hash_slices
 from kernel.tiles import TILE_WIDTH
 from ledger.adapters import archive as archives
 from ledger.adapters import stored
@@ -36,7 +37,6 @@ from ledger.adapters.archive import GROUP_ENTRIES, Archive, Sealed
 from ledger.adapters.leaves import LeafReader
 from ledger.adapters.nodes import NodeReader
 from ledger.adapters.store import BrokenLogError
-from ledger.domain.compiled.sha256 import hash_slices
 from ledger.domain.compiled.tree import extend
 from ledger.domain.described import described, leaves_of
 from ledger.domain.leafrun import LeafRun

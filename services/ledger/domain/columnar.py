@@ -13,6 +13,7 @@ from typing import Final, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from kernel.sha256 import hash_slices
 from kernel.tiles import TILE_WIDTH
 from ledger.domain.admission import ACCEPTED, REJECTED
 from ledger.domain.batch import (
@@ -27,7 +28,6 @@ from ledger.domain.batch import (
 from ledger.domain.columns import Bytes, Columns, Numbers
 from ledger.domain.compiled import tree as compiled_tree
 from ledger.domain.compiled.entries import accept_run, write_entries
-from ledger.domain.compiled.sha256 import hash_slices
 from ledger.domain.compiled.usage import PlainRecords, read_plain
 from ledger.domain.identities import IdentityIndex
 from ledger.domain.scan import Scanned, scan

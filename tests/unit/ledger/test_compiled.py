@@ -1,12 +1,10 @@
-"""The compiled loops beside what they stand for: hashlib, scan.py, aiokafka's own decoder."""
+"""The compiled loops beside what they stand for: scan.py, aiokafka's own decoder."""
 
 from __future__ import annotations
 
-import hashlib
 import random
 import struct
 
-import numpy as np
 import pytest
 from aiokafka.record.default_records import DefaultRecordBatchBuilder
 from aiokafka.record.memory_records import MemoryRecords
@@ -16,46 +14,11 @@ from hypothesis import strategies as st
 from tests.unit.ledger import builders as make
 from tests.unit.ledger.test_scan import NEARLY_USABLE
 
-from kernel.merkle import node_hash
 from ledger.adapters import records
 from ledger.domain.columns import joined, of_records
 from ledger.domain.compiled import usage as compiled_usage
-from ledger.domain.compiled.sha256 import NO_PREFIX, hash_pairs, hash_slices
 from ledger.domain.scan import scan
 from tollbook.usage.v1 import usage_pb2 as usage
-
-
-def sha256(data: bytes, prefix: int) -> bytes:
-    return hashlib.sha256((b"" if prefix == NO_PREFIX else bytes([prefix])) + data).digest()
-
-
-@pytest.mark.parametrize("prefix", [NO_PREFIX, 0, 1])
-def test_sha256_of_every_length_around_its_blocks(prefix: int) -> None:
-    data = random.Random(1).randbytes(70_000)
-    lengths = [*range(200), 1_000, 4_096, 65_535]
-    starts = np.array([7 * index for index in range(len(lengths))], dtype=np.int64)
-    ends = starts + np.array(lengths, dtype=np.int64)
-    found = hash_slices(np.frombuffer(data, dtype=np.uint8), starts, ends, prefix)
-    for row, start, end in zip(found, starts.tolist(), ends.tolist(), strict=True):
-        assert row.tobytes() == sha256(data[start:end], prefix)
-
-
-@settings(deadline=None)
-@given(st.lists(st.binary(max_size=400), max_size=50), st.sampled_from([NO_PREFIX, 0, 1]))
-def test_sha256_of_any_messages_side_by_side(messages: list[bytes], prefix: int) -> None:
-    ends = np.cumsum([len(message) for message in messages], dtype=np.int64)
-    starts = ends - np.array([len(message) for message in messages], dtype=np.int64)
-    data = np.frombuffer(b"".join(messages), dtype=np.uint8)
-    found = hash_slices(data, starts, ends, prefix)
-    assert [row.tobytes() for row in found] == [sha256(message, prefix) for message in messages]
-
-
-def test_pairs_are_the_kernels_inner_nodes() -> None:
-    nodes = [hashlib.sha256(bytes([number])).digest() for number in range(64)]
-    rows = np.frombuffer(b"".join(nodes), dtype=np.uint8).reshape(-1, 32)
-    assert [row.tobytes() for row in hash_pairs(rows)] == [
-        node_hash(nodes[at], nodes[at + 1]) for at in range(0, 64, 2)
-    ]
 
 
 def agree(values: list[bytes]) -> int:

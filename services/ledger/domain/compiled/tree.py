@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from kernel.merkle import HASH_BYTES
+from kernel.sha256 import Bytes, hash_pairs
 from kernel.tiles import TILE_HEIGHT, TILE_WIDTH
-from ledger.domain.compiled.sha256 import Bytes, hash_pairs
 from ledger.domain.tree import Tile, TreeBuilder
 
 

@@ -18,10 +18,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kernel.jit import inlined
+from kernel.sha256 import hash_slices
 from kernel.varint import varint
 from ledger.domain.columns import Bytes, Columns, Numbers
 from ledger.domain.compiled.jit import compiled, copy
-from ledger.domain.compiled.sha256 import hash_slices
 from ledger.domain.scan import MAX_AMOUNT, MAX_QUANTITIES, MAX_VALUE_BYTES
 from tollbook.usage.v1 import usage_pb2 as usage
 

@@ -10,13 +10,15 @@ Source: FIPS 180-4.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
 
-from kernel.jit import inlined
-from ledger.domain.compiled.jit import compiled
+from kernel.jit import compiler, inlined
+
+compiled: Final = compiler([Path(__file__), Path(__file__).with_name("jit.py")])
 
 Bytes = npt.NDArray[np.uint8]
 Numbers = npt.NDArray[np.int64]

@@ -71,6 +71,12 @@ def compiler(sources: Sequence[Path], salt: bytes = b"") -> Compile:
     return compiled
 
 
+def is_kept(function: Any) -> bool:
+    """Whether a compiled function is on disk: one that is not takes seconds when first called."""
+    folder = Path(function.stats.cache_path or os.devnull)
+    return any(folder.glob(f"*.{function.__name__}-*.nbi"))
+
+
 def inlined(function: F) -> F:
     """A function that becomes part of the compiled ones that call it."""
     return cast(F, numba.njit(inline="always")(function))

@@ -13,7 +13,7 @@ from tests.unit.pricing import builders as make
 
 from kernel.clock import timestamp_of
 from kernel.placement import CONTROL_LOG
-from pricing.adapters import database, store
+from pricing.adapters import database, step_rows, store
 from pricing.adapters.alert_store import Watch
 from pricing.domain.holds import hold_id_of
 from pricing.domain.projection import Projection
@@ -60,7 +60,7 @@ class Books:
                     self._db = await database.connect(self._dsn)
                 at = await store.positions(self._db)
                 if any(at.get(log, 0) < end for log, (_, end) in step.moves.items()):
-                    gathered = store.gather(step, store.Known())
+                    gathered = step_rows.gather(step, step_rows.Known())
                     await store.write(self._db, 1, step, gathered, self.watch)
                 return
             except (*database.AWAY, asyncpg.DeadlockDetectedError):

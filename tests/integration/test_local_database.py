@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 from tests.unit.pricing import builders as make
 
-from pricing.adapters import database, lease, queries, store
+from pricing.adapters import database, lease, queries, step_rows, store
 from pricing.adapters.migrate import migrate
 from pricing.adapters.together import RowsGoneError
 from pricing.domain import books
@@ -70,13 +70,13 @@ async def test_a_step_is_written_once_and_a_fenced_projector_writes_nothing(
         paused = await lease.acquire(db)
         epoch = await lease.acquire(db)
         with pytest.raises(store.FencedError):
-            await store.write(db, paused, step, store.gather(step, store.Known()))
+            await store.write(db, paused, step, step_rows.gather(step, step_rows.Known()))
         assert step.sent.is_set(), "whoever waits for the database to work waits for ever"
         assert await store.positions(db) == {}
 
-        await store.write(db, epoch, step, store.gather(step, store.Known()))
+        await store.write(db, epoch, step, step_rows.gather(step, step_rows.Known()))
         with pytest.raises(store.FencedError):
-            await store.write(db, epoch, step, store.gather(step, store.Known()))
+            await store.write(db, epoch, step, step_rows.gather(step, step_rows.Known()))
 
         found = await queries.snapshot(db)
         assert found.positions == {"control": 3, "usage-0": 2}
@@ -98,7 +98,7 @@ async def test_sums_grow_by_their_keys_and_rows_that_are_gone_stop_the_step(
     """Steps of one projector, of which the later ones send keys and sums alone."""
     admin, own = environment["TOLLBOOK_POSTGRES"], environment["TOLLBOOK_PRICING_POSTGRES"]
     await migrate(admin, environment["TOLLBOOK_PRICING_DB_PASSWORD"])
-    projection, known = Projection(), store.Known()
+    projection, known = Projection(), step_rows.Known()
     for position, raw in enumerate([make.account(0), make.card(1)]):
         projection.apply_control(position, raw)
     owner, db = await asyncpg.connect(admin), await database.connect(own)
@@ -111,7 +111,7 @@ async def test_sums_grow_by_their_keys_and_rows_that_are_gone_stop_the_step(
             step = store.Step()
             end = first + len(leaves)
             step.add(log, first, end, projection.apply_usage(log, first, 2, leaves))
-            await store.write(db, epoch, step, store.gather(step, known))
+            await store.write(db, epoch, step, step_rows.gather(step, known))
 
         async def sums() -> list[tuple[int, ...]]:
             rows = await owner.fetch(

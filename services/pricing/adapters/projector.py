@@ -23,7 +23,7 @@ import structlog
 
 from kernel import cycles, telemetry
 from kernel.placement import CONTROL_LOG, partition_of_log
-from pricing.adapters import bill_store, lease, month_store, store
+from pricing.adapters import bill_store, lease, month_store, step_rows, store
 from pricing.adapters.alert_store import Watch
 from pricing.adapters.ledger_client import Ledger, Run
 from pricing.adapters.tell import tell
@@ -182,7 +182,7 @@ class Projector:
 
     async def _consume(self, epoch: int) -> None:
         writing: asyncio.Task[None] | None = None
-        known = store.Known()
+        known = step_rows.Known()
         try:
             while True:
                 if self._is_behind() and not tally.is_ready():
@@ -191,7 +191,7 @@ class Projector:
                 # Cleared before looking, so that what arrives meanwhile is not slept over.
                 self._arrived.clear()
                 rated = await self._step()
-                made = None if rated is None else (rated, store.gather(rated, known))
+                made = None if rated is None else (rated, step_rows.gather(rated, known))
                 if writing is not None:
                     await writing
                     writing = None
@@ -231,7 +231,7 @@ class Projector:
         step.spend(self._projection.control.credit.limits_of)
         return step if leaves else None
 
-    async def _write(self, epoch: int, step: store.Step, gathered: store.Gathered) -> None:
+    async def _write(self, epoch: int, step: store.Step, gathered: step_rows.Gathered) -> None:
         with tracer.start_as_current_span("project", attributes={"tollbook.events": step.events}):
             await store.write(self._db, epoch, step, gathered, self._watch)
         tell(step)

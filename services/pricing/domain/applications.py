@@ -7,7 +7,10 @@ from itertools import chain, islice
 from operator import itemgetter
 from typing import NamedTuple
 
-from pricing.domain.identity import identity_of
+import numpy as np
+import numpy.typing as npt
+
+from pricing.domain.identity import IDENTITY_BYTES, identity_of
 
 
 class Applied(NamedTuple):
@@ -20,8 +23,25 @@ class Applied(NamedTuple):
     span_id: bytes
 
 
+class Placed(NamedTuple):
+    """Where events stand, in arrays: of thousands of them each object would be felt."""
+
+    positions: npt.NDArray[np.int64]
+    identities: npt.NDArray[np.uint8]
+    """A row of IDENTITY_BYTES of each."""
+
+
 MakeApplied = Callable[[], Iterable[Applied]]
-MakePlaces = Callable[[], Iterable[tuple[int, bytes]]]
+MakePlaced = Callable[[], Iterable[Placed]]
+
+
+def _placed(made: Sequence[Applied]) -> Placed:
+    """Where events that are made stand."""
+    digests = b"".join(identity_of(applied.account_id, applied.event_id) for applied in made)
+    return Placed(
+        np.fromiter((applied.position for applied in made), np.int64, len(made)),
+        np.frombuffer(digests, dtype=np.uint8).reshape(len(made), IDENTITY_BYTES),
+    )
 
 
 class Applications:
@@ -30,32 +50,39 @@ class Applications:
     def __init__(self) -> None:
         self._count = 0
         self._made: list[Applied] = []
-        self._to_make: list[tuple[MakeApplied, MakePlaces]] = []
-        self._places: list[tuple[int, bytes]] = []
+        self._to_make: list[tuple[MakeApplied, MakePlaced]] = []
+        self._placed = _placed(())
 
     def append(self, applied: Applied) -> None:
         """Add one."""
         self._count += 1
         self._made.append(applied)
 
-    def add(self, count: int, make: MakeApplied, make_places: MakePlaces) -> None:
+    def add(self, count: int, make: MakeApplied, make_placed: MakePlaced) -> None:
         """Add so many, to be made later: whole, or no more than their places."""
         self._count += count
-        self._to_make.append((make, make_places))
+        self._to_make.append((make, make_placed))
 
-    def places(self) -> Sequence[tuple[int, bytes]]:
-        """(position, identity) of each, in no order: a third of the work of making them.
+    def placed(self) -> Placed:
+        """Where each stands, in no order: a third of the work of making them.
 
         Made once, and again only when events were added: each is a digest, and a step asks twice.
         """
-        if len(self._places) != self._count:
-            self._places = [
-                (applied.position, identity_of(applied.account_id, applied.event_id))
-                for applied in self._made
-            ]
-            for _, make_places in self._to_make:
-                self._places += make_places()
-        return self._places
+        if len(self._placed.positions) != self._count:
+            parts = [_placed(self._made)]
+            for _, make_placed in self._to_make:
+                parts += make_placed()
+            positions, identities = zip(*parts, strict=True)
+            self._placed = Placed(np.concatenate(positions), np.concatenate(identities))
+        return self._placed
+
+    def places(self) -> Iterator[tuple[int, bytes]]:
+        """(position, identity) of each, in no order."""
+        positions, identities = self.placed()
+        joined = identities.tobytes()
+        ends = range(IDENTITY_BYTES, len(joined) + 1, IDENTITY_BYTES)
+        for position, end in zip(positions.tolist(), ends, strict=True):
+            yield position, joined[end - IDENTITY_BYTES : end]
 
     def some(self, limit: int) -> Iterator[Applied]:
         """So many of them at the most, in no order, without making the others."""

@@ -163,7 +163,7 @@ class _Run:
         self.effects.applied.add(
             found.events,
             lambda: found.applied(first_position),
-            lambda: found.places(first_position),
+            lambda: found.placed(first_position),
         )
         for index in found.odd():
             self.add(first_position + index, data[index])

@@ -8,18 +8,17 @@ stand for it, and keep the largest table narrow.
 from __future__ import annotations
 
 import hashlib
+from typing import Final
+
+IDENTITY_BYTES: Final = 16
 
 
 def identity_of(account_id: str, event_id: str) -> bytes:
     """Digest (16 bytes) of an event's identity."""
-    return digest_of(identity_prefix(account_id) + event_id.encode())
+    text = identity_prefix(account_id) + event_id.encode()
+    return hashlib.sha256(text).digest()[:IDENTITY_BYTES]
 
 
 def identity_prefix(account_id: str) -> bytes:
     """What stands before the event's id; the length keeps ("a", "bc") and ("ab", "c") apart."""
     return f"{len(account_id)}:{account_id}".encode()
-
-
-def digest_of(text: bytes) -> bytes:
-    """The digest of an identity's text: prefix and event id, in UTF-8."""
-    return hashlib.sha256(text).digest()[:16]

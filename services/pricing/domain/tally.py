@@ -19,10 +19,10 @@ import numpy as np
 import numpy.typing as npt
 
 from kernel import leaf as leaves
-from pricing.domain.applications import Applied
+from pricing.domain.applications import Applied, Placed
 from pricing.domain.compiled import columns as at
 from pricing.domain.compiled.columns import PADDING
-from pricing.domain.identity import digest_of, identity_prefix
+from pricing.domain.identity import IDENTITY_BYTES, identity_prefix
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 
 MAX_LEAVES: Final = 65_536
@@ -42,13 +42,22 @@ Bytes = npt.NDArray[np.uint8]
 _loops: ModuleType | None = None
 
 
-def prepare() -> None:
-    """Load the compiled loops and run them once. Takes seconds; may run in a thread."""
+def prepare(only_kept: bool = False) -> None:
+    """Load the compiled loops and run them once. May run in a thread.
+
+    Takes a second, and ten more where no earlier process has compiled them; not with
+    `only_kept`, which loads them if they are kept on disk, and leaves it at that else.
+    """
     global _loops
     from pricing.domain.compiled import summing
 
+    if only_kept and not summing.are_kept():
+        return
     raw = leaves.encode(ledger.DISPOSITION_ACCEPTED, 0, 0, 0, b"", b"")
-    Tally(summing, [raw], np.zeros_like, (), np.zeros_like).make_room_again()
+    nothing = Tally(summing, [raw], np.zeros_like, (), np.zeros_like)
+    nothing.make_room_again()
+    for _ in nothing.placed(0):
+        pass
     _loops = summing
 
 
@@ -302,22 +311,23 @@ class Tally:
                     joined[span_at:span_end],
                 )
 
-    def places(self, first_position: int) -> Iterator[tuple[int, bytes]]:
-        """(position, identity) of every event that was read."""
-        prefixes = [identity_prefix(account_id) for account_id in self.texts(at.ACCOUNT_ID)]
+    def placed(self, first_position: int) -> Iterator[Placed]:
+        """Where every event that was read stands."""
+        prefixes, starts = _side_by_side(
+            [identity_prefix(account_id) for account_id in self.texts(at.ACCOUNT_ID)]
+        )
         for stretch in self._stretches():
-            joined = stretch.joined
             plain = np.flatnonzero(stretch.status == at.PLAIN)
-            starts = stretch.texts[plain, at.EVENT_ID]
-            ends = starts + stretch.texts[plain, at.EVENT_ID + 1]
-            for position, group, start, end in zip(
-                (plain + (first_position + stretch.first)).tolist(),
-                stretch.group_of[plain].tolist(),
-                starts.tolist(),
-                ends.tolist(),
-                strict=True,
-            ):
-                yield position, digest_of(prefixes[group] + joined[start:end])
+            places = np.zeros(len(plain) + 1, dtype=np.int64)
+            lengths = np.diff(starts)[stretch.group_of[plain]]
+            np.cumsum(lengths + stretch.texts[plain, at.EVENT_ID + 1], out=places[1:])
+            joined = np.frombuffer(stretch.joined, dtype=np.uint8)
+            text = np.empty(places[-1], dtype=np.uint8)
+            self._loops.write_identities(
+                joined, stretch.texts, plain, stretch.group_of, prefixes, starts, places, text
+            )
+            hashes = self._loops.hash_slices(text, places[:-1], places[1:])
+            yield Placed(plain + (first_position + stretch.first), hashes[:, :IDENTITY_BYTES])
 
 
 def tally(
@@ -338,6 +348,13 @@ def tally(
     if len(data) > MAX_LEAVES:
         raise ValueError(f"{len(data)} leaves are more than {MAX_LEAVES}")
     return Tally(_loops, data, segments_of, context_bounds, minutes_of)
+
+
+def _side_by_side(texts: Sequence[bytes]) -> tuple[Bytes, Numbers]:
+    """Texts in one buffer, and where each begins; one place more is the end of the last."""
+    starts = np.zeros(len(texts) + 1, dtype=np.int64)
+    np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=starts[1:])
+    return np.frombuffer(b"".join(texts), dtype=np.uint8), starts
 
 
 def _table(entries: int) -> Numbers:

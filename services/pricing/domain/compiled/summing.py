@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from kernel.jit import inlined
+from kernel.jit import inlined, is_kept
+from kernel.sha256 import hash_slices
 from pricing.domain.compiled.columns import (
     AMOUNT,
     CELL_AMOUNT,
@@ -35,11 +36,21 @@ from pricing.domain.compiled.columns import (
     TEXT_BYTES,
     UNDELIVERED,
 )
+from pricing.domain.compiled.identities import write_identities
 from pricing.domain.compiled.jit import compiled, mix, mix_text, same_bytes
 from pricing.domain.compiled.reading import scan
 
 # The one module that tally.py loads.
-__all__ = ["add_up", "enter_cells", "enter_groups", "number_shapes", "scan"]
+__all__ = [
+    "add_up",
+    "are_kept",
+    "enter_cells",
+    "enter_groups",
+    "hash_slices",
+    "number_shapes",
+    "scan",
+    "write_identities",
+]
 
 
 @inlined
@@ -294,3 +305,8 @@ def add_up(
         cells[cell, CELL_UNDELIVERED] += quantities[index, UNDELIVERED]
         cells[cell, CELL_END] = first + owner + 1
         cell_of[index] = cell
+
+
+def are_kept() -> bool:
+    """Whether an earlier process has compiled all this."""
+    return all(map(is_kept, (scan, add_up, number_shapes, enter_cells, write_identities)))

@@ -11,10 +11,8 @@ the database by one step; after any failure it is thrown away and rebuilt.
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
 from itertools import groupby
 from operator import attrgetter
 from typing import Any, Final
@@ -26,6 +24,7 @@ from kernel.placement import CONTROL_LOG, partition_of_log
 from pricing.adapters import bill_store, lease, month_store, step_rows, store
 from pricing.adapters.alert_store import Watch
 from pricing.adapters.ledger_client import Ledger, Run
+from pricing.adapters.loops import load_loops
 from pricing.adapters.tell import tell
 from pricing.domain import tally
 from pricing.domain.projection import Projection
@@ -77,28 +76,6 @@ async def _let_others() -> None:
     await asyncio.sleep(0)
 
 
-async def load_loops() -> None:
-    """Load the compiled loops, in a thread that a stop need not wait for.
-
-    Nothing is rated meanwhile: beside the loading it would go at a thousand
-    events a second, and the loading more slowly too.
-    """
-    loaded: Future[None] = Future()
-    # From here on it cannot be cancelled: whoever waits for it may go, and it still ends well.
-    loaded.set_running_or_notify_cancel()
-
-    def load() -> None:
-        try:
-            tally.prepare()
-        except Exception as error:  # told to the one who waits for it
-            loaded.set_exception(error)
-        else:
-            loaded.set_result(None)
-
-    threading.Thread(target=load, daemon=True).start()
-    await asyncio.wrap_future(loaded)
-
-
 class Projector:
     """One run of the projector, from the lease to the first error."""
 
@@ -123,8 +100,10 @@ class Projector:
 
     async def run(self) -> None:
         """Project until an error. Errors: LeaseLostError, FencedError, LogReplacedError, others."""
-        epoch = await lease.acquire(self._lease_db)
         async with asyncio.TaskGroup() as tasks:
+            # While others write what there will be to rate, or another projector still leads.
+            tasks.create_task(load_loops(only_kept=True))
+            epoch = await lease.acquire(self._lease_db)
             tasks.create_task(lease.keep(self._lease_db, epoch))
             self._projection, at = await rebuild(self._ledger, self._db)
             await self._watch.prepare(self._db)
@@ -186,8 +165,9 @@ class Projector:
         try:
             while True:
                 if self._is_behind() and not tally.is_ready():
+                    # Nothing is rated meanwhile: beside the loading it would go at a thousand
+                    # events a second, and the loading more slowly too.
                     await load_loops()
-                    cycles.settle()
                 # Cleared before looking, so that what arrives meanwhile is not slept over.
                 self._arrived.clear()
                 rated = await self._step()

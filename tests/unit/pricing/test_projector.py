@@ -1,24 +1,21 @@
 """Runs of a log are rated together where they share a pin, and nothing of them is lost; and the
-compiled loops are loaded where there is enough to do for them.
+compiled loops are waited for where there is enough to do for them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import threading
 from collections import deque
 from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any, cast
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pricing.adapters import projector
 from pricing.adapters.ledger_client import Run
 from pricing.adapters.projector import joined
-from pricing.domain import tally
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), max_size=12), st.integers(0, 9))
@@ -44,31 +41,13 @@ def test_joined_runs_are_the_same_leaves_at_the_same_places(
     assert [run.pin for run in found for _ in run.leaves] == pins
 
 
-async def test_the_loops_are_loaded_for_a_backlog_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_loops_are_compiled_for_a_backlog_alone() -> None:
     nothing: Any = None
     made = projector.Projector(nothing, nothing, nothing, nothing, lambda: None)
     made._waiting["usage-0"] = 400
     assert not made._is_behind()
     made._waiting["usage-1"] = 600
     assert made._is_behind()
-
-    threads: list[threading.Thread] = []
-    monkeypatch.setattr(tally, "prepare", lambda: threads.append(threading.current_thread()))
-    await projector.load_loops()
-    assert threads[0] is not threading.current_thread()
-    # A stop does not wait for it.
-    assert threads[0].daemon
-
-
-async def test_loops_that_cannot_be_loaded_are_no_silent_wait(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    def fail() -> None:
-        raise ImportError("no such library")
-
-    monkeypatch.setattr(tally, "prepare", fail)
-    with pytest.raises(ImportError, match="no such library"):
-        await projector.load_loops()
 
 
 async def test_a_projector_that_is_behind_finds_many_small_runs_at_once() -> None:

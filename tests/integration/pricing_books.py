@@ -60,7 +60,7 @@ class Books:
                     self._db = await database.connect(self._dsn)
                 at = await store.positions(self._db)
                 if any(at.get(log, 0) < end for log, (_, end) in step.moves.items()):
-                    gathered = step_rows.gather(step, step_rows.Known())
+                    gathered = await step_rows.gather(step, step_rows.Known())
                     await store.write(self._db, 1, step, gathered, self.watch)
                 return
             except (*database.AWAY, asyncpg.DeadlockDetectedError):

@@ -18,6 +18,7 @@ from pricing.adapters.migrate import migrate
 from pricing.adapters.together import RowsGoneError
 from pricing.domain import books
 from pricing.domain.digest import balances_digest
+from pricing.domain.identity import identity_of
 from pricing.domain.projection import Projection
 
 pytestmark = pytest.mark.integration
@@ -70,13 +71,13 @@ async def test_a_step_is_written_once_and_a_fenced_projector_writes_nothing(
         paused = await lease.acquire(db)
         epoch = await lease.acquire(db)
         with pytest.raises(store.FencedError):
-            await store.write(db, paused, step, step_rows.gather(step, step_rows.Known()))
+            await store.write(db, paused, step, await step_rows.gather(step, step_rows.Known()))
         assert step.sent.is_set(), "whoever waits for the database to work waits for ever"
         assert await store.positions(db) == {}
 
-        await store.write(db, epoch, step, step_rows.gather(step, step_rows.Known()))
+        await store.write(db, epoch, step, await step_rows.gather(step, step_rows.Known()))
         with pytest.raises(store.FencedError):
-            await store.write(db, epoch, step, step_rows.gather(step, step_rows.Known()))
+            await store.write(db, epoch, step, await step_rows.gather(step, step_rows.Known()))
 
         found = await queries.snapshot(db)
         assert found.positions == {"control": 3, "usage-0": 2}
@@ -111,7 +112,7 @@ async def test_sums_grow_by_their_keys_and_rows_that_are_gone_stop_the_step(
             step = store.Step()
             end = first + len(leaves)
             step.add(log, first, end, projection.apply_usage(log, first, 2, leaves))
-            await store.write(db, epoch, step, step_rows.gather(step, known))
+            await store.write(db, epoch, step, await step_rows.gather(step, known))
 
         async def sums() -> list[tuple[int, ...]]:
             rows = await owner.fetch(
@@ -134,3 +135,34 @@ async def test_sums_grow_by_their_keys_and_rows_that_are_gone_stop_the_step(
     finally:
         await db.close()
         await owner.close()
+
+
+@pytest.mark.parametrize(("log", "copied_from"), [("usage-11", 99), ("usage-4012", 1)])
+async def test_events_are_found_by_their_identity_whether_inserted_or_copied(
+    environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, log: str, copied_from: int
+) -> None:
+    monkeypatch.setattr(step_rows, "_COPIED_FROM", copied_from)
+    await migrate(environment["TOLLBOOK_POSTGRES"], environment["TOLLBOOK_PRICING_DB_PASSWORD"])
+    projection = Projection()
+    for position, raw in enumerate([make.account(0), make.card(1)]):
+        projection.apply_control(position, raw)
+    db = await database.connect(environment["TOLLBOOK_PRICING_POSTGRES"])
+    try:
+        step = store.Step()
+        leaves = [make.event(at, output=at + 1) for at in range(3)]
+        effects = projection.apply_usage(log, 0, 2, leaves)
+        step.add(log, 0, 3, effects)
+        gathered = await step_rows.gather(step, step_rows.Known())
+        assert bool(gathered.copied) is (copied_from == 1)
+        await store.write(db, await lease.acquire(db), step, gathered)
+        assert step.sent.is_set()
+        rows = await db.fetch(
+            "SELECT identity, log_position FROM usage_event WHERE log = $1 ORDER BY 2", log
+        )
+        assert [tuple(row) for row in rows] == [
+            (identity_of(event.account_id, event.event_id), event.position)
+            for event in effects.applied
+        ]
+        assert len(rows) == 3
+    finally:
+        await db.close()

@@ -16,6 +16,8 @@ from pricing.domain.identity import IDENTITY_BYTES
 COLUMNS: Final = ("identity", "log", "log_position")
 BEGIN: Final = b"PGCOPY\n\xff\r\n\0" + bytes(8)
 END: Final = b"\xff\xff"
+_PIECE_BYTES: Final = 64 * 1024
+"""As much as waits in this process, and not in the socket, when the last piece is taken."""
 
 
 def binary(log: str, placed: Placed) -> bytes:
@@ -42,5 +44,6 @@ def binary(log: str, placed: Placed) -> bytes:
 
 
 def whole(parts: Iterable[tuple[str, Placed]]) -> list[bytes]:
-    """All that one COPY takes, in pieces: a log's each."""
-    return [BEGIN, *(binary(log, placed) for log, placed in parts), END]
+    """All that one COPY takes, in pieces."""
+    rows = b"".join((BEGIN, *(binary(log, placed) for log, placed in parts), END))
+    return [rows[start : start + _PIECE_BYTES] for start in range(0, len(rows), _PIECE_BYTES)]

@@ -14,10 +14,13 @@ _ONE: Final = threading.Lock()
 """Who loads: two at once would each do all of it."""
 
 
-def _load(only_kept: bool) -> None:
+def _load(only_kept: bool) -> bool:
+    """Whether they are loaded, and were not before."""
     with _ONE:
-        if not tally.is_ready():
-            tally.prepare(only_kept)
+        if tally.is_ready():
+            return False
+        tally.prepare(only_kept)
+        return tally.is_ready()
 
 
 async def load_loops(only_kept: bool = False) -> None:
@@ -26,18 +29,16 @@ async def load_loops(only_kept: bool = False) -> None:
     `only_kept`: unless they would have to be compiled first, which takes ten seconds of a
     processor that others may want.
     """
-    loaded: Future[None] = Future()
+    loaded: Future[bool] = Future()
     # From here on it cannot be cancelled: whoever waits for it may go, and it still ends well.
     loaded.set_running_or_notify_cancel()
 
     def load() -> None:
         try:
-            _load(only_kept)
+            loaded.set_result(_load(only_kept))
         except Exception as error:  # told to the one who waits for it
             loaded.set_exception(error)
-        else:
-            loaded.set_result(None)
 
     threading.Thread(target=load, daemon=True).start()
-    await asyncio.wrap_future(loaded)
-    cycles.settle()
+    if await asyncio.wrap_future(loaded):
+        cycles.settle()

@@ -26,6 +26,7 @@ from pricing.adapters.alert_store import Watch
 from pricing.adapters.ledger_client import Ledger, Run
 from pricing.adapters.loops import load_loops
 from pricing.adapters.tell import tell
+from pricing.adapters.turns import let_others
 from pricing.domain import tally
 from pricing.domain.projection import Projection
 from tollbook.ledger.v1 import ledger_pb2
@@ -37,7 +38,10 @@ _QUEUED_LEAVES: Final = 16_000
 """Of each log, but for the run that goes beyond it. Not so many runs: what follows the end of a log
 comes a few leaves at a time, and a projector that is behind must find more of them to rate at once.
 """
-_STEP_LEAVES: Final = 20_000
+_STEP_LEAVES: Final = 40_000
+"""Sums of as many events as of half of them are about as many rows: of steps twice as long each
+event costs a fifth less.
+"""
 _LOOPS_FROM_LEAVES: Final = 1_000
 _DISCOVER_MS: Final = 1_000
 
@@ -67,13 +71,6 @@ def joined(runs: Iterable[Run]) -> Iterator[Run]:
             yield first
         else:
             yield first._replace(leaves=[raw for part in parts for raw in part.leaves])
-
-
-async def _let_others() -> None:
-    """Let another task take an answer that has come, and ask its next question."""
-    # One turn of the loop reads the answer, the next one runs who waits for it.
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
 
 
 class Projector:
@@ -171,7 +168,7 @@ class Projector:
                 # Cleared before looking, so that what arrives meanwhile is not slept over.
                 self._arrived.clear()
                 rated = await self._step()
-                made = None if rated is None else (rated, step_rows.gather(rated, known))
+                made = None if rated is None else (rated, await step_rows.gather(rated, known))
                 if writing is not None:
                     await writing
                     writing = None
@@ -207,7 +204,7 @@ class Projector:
         for run in (whole for runs in usage.values() for whole in joined(runs)):
             effects = self._projection.apply_usage(run.log, run.first_position, run.pin, run.leaves)
             step.add(run.log, run.first_position, run.end_position, effects)
-            await _let_others()
+            await let_others()
         step.spend(self._projection.control.credit.limits_of)
         return step if leaves else None
 

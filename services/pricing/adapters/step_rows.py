@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pricing.adapters import bill_store, credit_store, event_rows
 from pricing.adapters.together import Together, columns, numbers
+from pricing.adapters.turns import let_others
 from pricing.domain import books
 from pricing.domain.text import escaped
 
@@ -31,15 +32,21 @@ class Known:
         self.bills = bill_store.known_bills()
 
 
-def gather(step: Step, known: Known) -> Gathered:
-    """Make the rows of a step, which must be written after those of the steps before it."""
+async def gather(step: Step, known: Known) -> Gathered:
+    """Make the rows of a step, which must be written after those of the steps before it.
+
+    Between its parts the step before it goes on being written.
+    """
     together = Together()
     copied = _write_events(together, step)
+    await let_others()
     _write_engines(together, step)
     _write_balances(together, step)
     _write_postings(together, step)
     _write_totals(together, step)
+    await let_others()
     bill_store.write(together, (effects for _, effects in step.effects), known.bills)
+    await let_others()
     credit_store.write(together, step, known.uses)
     return Gathered(together, copied)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+from inference.adapters import openai_answers
 from inference.adapters import openai_shapes as shapes
 from inference.adapters.openai_bodies import Bodies
 from inference.adapters.openai_teller import Teller
@@ -31,11 +32,11 @@ class Lines:
     def tell(self, endpoint: str, body: bytes, done: Answered | Refused) -> tuple[int, shapes.Json]:
         """(HTTP status, body) of its end, as a caller of its own would have got them."""
         if isinstance(done, Refused):
-            status, told, _headers = shapes.error_of(done.error, done.summary)
+            status, told, _headers = openai_answers.error_of(done.error, done.summary)
             return status, told
         if done.embedded is not None:
             in_base64, asked = self._bodies.embedding(body, done.request_id)
-            return 200, shapes.embeddings_of(done.embedded, asked.model, in_base64)
+            return 200, openai_answers.embeddings_of(done.embedded, asked.model, in_base64)
         created_s = self._clock.now_us() // 1_000_000
         if endpoint == _CHAT:
             chat = shapes.parse(shapes.ChatRequest, body)

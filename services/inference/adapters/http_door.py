@@ -19,7 +19,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 from starlette.types import Receive, Scope, Send
 
-from inference.adapters import openai_shapes as shapes
+from inference.adapters import openai_answers
 from inference.adapters.http_guard import Guard, body_of, no_route, refusal
 from inference.adapters.openai_bodies import Asked, Bodies
 from inference.adapters.openai_teller import Teller
@@ -93,7 +93,7 @@ class HttpDoor:
             if failure is not None:
                 return refusal(failure, answer.usage)
         return JSONResponse(
-            shapes.embeddings_of(answer, asked.model, base64),
+            openai_answers.embeddings_of(answer, asked.model, base64),
             headers={"x-request-id": answer.request_id},
         )
 
@@ -213,7 +213,7 @@ class _EventStream(Response):
             await send(_event("[DONE]"))
         except errors.TollbookError as error:
             summary = self._reader.summary if self._reader is not None else None
-            await send(_event(json.dumps(shapes.error_of(error, summary)[1])))
+            await send(_event(json.dumps(openai_answers.error_of(error, summary)[1])))
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 

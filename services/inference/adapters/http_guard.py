@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.types import Receive, Scope, Send
 
-from inference.adapters import openai_shapes as shapes
+from inference.adapters import openai_answers
 from inference.adapters.keys import Keys
 from inference.app.order import Caller
 from kernel import errors, grpcs, telemetry, web
@@ -61,7 +61,7 @@ class Guard:
 
 def refusal(error: errors.TollbookError, summary: inference.UsageSummary | None) -> Response:
     """An error, with the usage where the request is settled."""
-    status, body, headers = shapes.error_of(error, summary)
+    status, body, headers = openai_answers.error_of(error, summary)
     return JSONResponse(body, status, dict(headers))
 
 

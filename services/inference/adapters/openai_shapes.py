@@ -1,23 +1,30 @@
-"""OpenAI's shapes: its requests read into ours, our answers and errors told in its words.
+"""OpenAI's shapes of requests, read into ours.
 
-Owns the translation, both ways, and nothing that waits or counts. A parameter that would
-change the answer and cannot be honoured is refused by name, never passed over in silence.
+Owns the translation and nothing that waits or counts; openai_answers.py has the way back. A
+parameter that would change the answer and cannot be honoured is refused by name, never passed over
+in silence.
 
-Format: OpenAI's HTTP API, `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`,
-`/v1/models`.
+Format: OpenAI's HTTP API, `/v1/chat/completions`, `/v1/completions`, `/v1/embeddings`.
 """
 
 from __future__ import annotations
 
 import json
-from array import array
-from base64 import b64encode
-from collections.abc import Mapping
-from typing import Any, Final, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import Field, Tag, ValidationError
 
+from inference.adapters.openai_forms import (
+    LIST,
+    LISTS,
+    NUMBERS,
+    TEXT,
+    TEXTS,
+    by_form,
+    by_items,
+    field_of,
+    is_unknown,
+)
 from inference.adapters.openai_tools import (
     MAX_TOOLS,
     Bound,
@@ -29,48 +36,8 @@ from inference.adapters.openai_tools import (
 )
 from kernel import errors
 from tollbook.inference.v1 import inference_pb2 as inference
-from tollbook.usage.v1 import usage_pb2 as usage
 
 Json = dict[str, Any]
-
-_STATUSES: Final[dict[type[errors.TollbookError], int]] = {
-    errors.InvalidArgument: 400,
-    errors.Unauthenticated: 401,
-    errors.PermissionDenied: 403,
-    errors.NotFound: 404,
-    errors.AlreadyExists: 409,
-    errors.FailedPrecondition: 400,
-    errors.OutOfRange: 400,
-    errors.QuotaExceeded: 429,
-    # Of a model that can do less than is asked, OpenAI says so.
-    errors.Unimplemented: 400,
-    errors.Unavailable: 503,
-    errors.DeadlinePassed: 504,
-}
-_TYPES: Final = {
-    401: "authentication_error",
-    403: "permission_error",
-    429: "insufficient_quota",
-}
-# Codes that programs written for OpenAI look for; else our own stable reason stands there.
-_CODES: Final = {
-    "NO_KEY": "invalid_api_key",
-    "UNKNOWN_KEY": "invalid_api_key",
-    "UNKNOWN_MODEL": "model_not_found",
-    "NO_CREDIT": "insufficient_quota",
-    "SPEND_LIMIT": "insufficient_quota",
-}
-# How our fields are called in a caller's request.
-_PARAMETERS: Final = {
-    "spec.request_id": "Idempotency-Key",
-    "spec.chat.tools": "tools",
-    "spec.chat": "messages",
-    "spec.tokens": "prompt",
-    "texts": "input",
-    "inputs": "input",
-    "request_id": "Idempotency-Key",
-    "spec.sampling.json_schema": "response_format",
-}
 
 
 class _StreamOptions(Shape):
@@ -85,7 +52,13 @@ class _TextPart(Shape):
 
 class _Message(Shape):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[_TextPart] | None = None
+    content: (
+        Annotated[
+            Annotated[str, Tag(TEXT)] | Annotated[list[_TextPart], Tag(LIST)],
+            by_form("a text or a list of parts"),
+        ]
+        | None
+    ) = None
     name: str | None = None
     refusal: None = None
     tool_calls: list[MadeCall] | None = None
@@ -131,7 +104,13 @@ class _Common(Shape):
     top_k: int | None = None
     seed: int | None = None
     n: int | None = None
-    stop: str | list[str] | None = None
+    stop: (
+        Annotated[
+            Annotated[str, Tag(TEXT)] | Annotated[list[str], Tag(LIST)],
+            by_form("a text or a list of texts"),
+        ]
+        | None
+    ) = None
     presence_penalty: float | None = None
     frequency_penalty: float | None = None
     ignore_eos: bool = False
@@ -226,7 +205,10 @@ class ChatRequest(_Common):
 class CompletionRequest(_Common):
     """Body of `/v1/completions`: one prompt, a text or its token ids."""
 
-    prompt: str | list[int]
+    prompt: Annotated[
+        Annotated[str, Tag(TEXT)] | Annotated[list[int], Tag(LIST)],
+        by_form("a text or a list of token ids"),
+    ]
     echo: Literal[False] | None = None
     best_of: Literal[1] | None = None
 
@@ -248,7 +230,13 @@ class EmbeddingRequest(Shape):
     """Body of `/v1/embeddings`."""
 
     model: str
-    input: str | list[str] | list[int] | list[list[int]]
+    input: Annotated[
+        Annotated[str, Tag(TEXT)]
+        | Annotated[list[str], Tag(TEXTS)]
+        | Annotated[list[int], Tag(NUMBERS)]
+        | Annotated[list[list[int]], Tag(LISTS)],
+        by_items("a text, a list of texts, a list of token ids or a list of such lists"),
+    ]
     encoding_format: Literal["float", "base64"] | None = None
     dimensions: int | None = None
     user: str | None = None
@@ -286,89 +274,11 @@ def parse(kind: type[Read], body: bytes) -> Read:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        found = error.errors(include_url=False, include_input=False)
-        place = found[0]["loc"][:-1]
-        # Of what may be one thing or another, the one that was meant is the one read furthest.
-        first = max((one for one in found if one["loc"][: len(place)] == place), key=_depth)
-        field = ".".join(str(part) for part in first["loc"] if not _is_kind(part))
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = field_of(first)
         problem = (
             f"{field} is not supported here: leave it out"
-            if first["type"] == "extra_forbidden"
+            if is_unknown(first)
             else f"{field or 'the body'}: {first['msg']}"
         )
         raise errors.InvalidArgument.of_field(field, problem) from error
-
-
-def _depth(problem: ErrorDetails) -> int:
-    return len(problem["loc"])
-
-
-def _is_kind(part: int | str) -> bool:
-    """Whether a part of a place is no field: pydantic names there which kind of a union it read."""
-    return isinstance(part, str) and (part in ("str", "int", "float", "bool") or "[" in part)
-
-
-def embeddings_of(answer: inference.EmbedResponse, model: str, base64: bool) -> Json:
-    """The answer of `/v1/embeddings`; in base64 a vector is its float32s, little-endian."""
-    data: list[Json] = []
-    for index, one in enumerate(answer.embeddings):
-        vector = (
-            b64encode(array("f", one.values).tobytes()).decode() if base64 else list(one.values)
-        )
-        data.append({"object": "embedding", "index": index, "embedding": vector})
-    tokens = answer.usage.prompt_tokens
-    return {
-        "object": "list",
-        "data": data,
-        "model": model,
-        "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
-    }
-
-
-def usage_of(summary: inference.UsageSummary) -> Json:
-    """The usage object: the same figures as the event's, so as the bill's."""
-    reasoning = sum(
-        leaf.amount
-        for leaf in summary.quantities
-        if leaf.token_kind == usage.TOKEN_KIND_REASONING and leaf.direction == usage.DIRECTION_OUT
-    )
-    return {
-        "prompt_tokens": summary.prompt_tokens,
-        "completion_tokens": summary.output_tokens,
-        "total_tokens": summary.prompt_tokens + summary.output_tokens,
-        "prompt_tokens_details": {"cached_tokens": summary.cached_tokens},
-        "completion_tokens_details": {"reasoning_tokens": reasoning},
-    }
-
-
-def error_of(
-    error: errors.TollbookError, summary: inference.UsageSummary | None
-) -> tuple[int, Json, Mapping[str, str]]:
-    """(HTTP status, body, headers) of an error.
-
-    `x-should-retry` is what OpenAI's own clients go by: a settled request is never to be
-    sent again by itself, for a new run is a new charge.
-    """
-    status = next((_STATUSES[kind] for kind in type(error).__mro__ if kind in _STATUSES), 500)
-    if error.reason == "BODY_TOO_LARGE":
-        status = 413
-    violations = error.violations if isinstance(error, errors.InvalidArgument) else ()
-    field = violations[0].field if violations else ""
-    known = next((_PARAMETERS[name] for name in _PARAMETERS if field.startswith(name)), None)
-    body: Json = {
-        "message": error.message,
-        "type": _TYPES.get(status, "invalid_request_error" if status < 500 else "server_error"),
-        "param": (known or field.removeprefix("spec.sampling.").removeprefix("spec.")) or None,
-        "code": _CODES.get(error.reason, error.reason.lower() or None),
-        "reason": error.reason or None,
-    }
-    if summary is not None:
-        body |= {"request_id": summary.request_id, "usage": usage_of(summary)}
-    headers = {"x-should-retry": "false"}
-    if isinstance(error, errors.Unavailable) and summary is None:
-        headers = {
-            "x-should-retry": "true",
-            "retry-after-ms": str(error.retry_after_ms),
-            "retry-after": str(-(-error.retry_after_ms // 1000)),
-        }
-    return status, {"error": body}, headers

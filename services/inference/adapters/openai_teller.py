@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final
 
-from inference.adapters.openai_shapes import Json, usage_of
+from inference.adapters.openai_answers import usage_of
+from inference.adapters.openai_shapes import Json
 from inference.adapters.openai_tools import Bound, ChoiceTeller
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.usage.v1 import usage_pb2 as usage

@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from typing import Final, Literal, Protocol
+from typing import Annotated, Final, Literal, Protocol
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, Tag
 
+from inference.adapters.openai_forms import OBJECT, TEXT, by_form
 from inference.domain import calls
 from inference.domain.calls import Json, Reading
 from kernel import errors
@@ -65,7 +66,10 @@ class MadeCall(Shape):
     function: _Called
 
 
-Choice = Literal["none", "auto", "required"] | ToolChoice
+Choice = Annotated[
+    Annotated[Literal["none", "auto", "required"], Tag(TEXT)] | Annotated[ToolChoice, Tag(OBJECT)],
+    by_form("'none', 'auto', 'required' or an object that names a function"),
+]
 
 
 class Parsing(Protocol):

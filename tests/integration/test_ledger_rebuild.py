@@ -10,13 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 import asyncpg
 import pytest
 from tests.integration.test_ledger_verify import check, produce, records, until_logged
 from tests.integration.test_tamper_evidence import append, ledger, until
 
-from ledger.adapters import migrate
+from kernel.errors import FailedPrecondition
+from ledger.adapters import database, migrate
 from tollbook.ledger.v1 import ledger_pb2 as pb
 from tollbook.stack.control import Stack
 from tollbook.stack.postgres import place_for, run_as, system_account
@@ -117,6 +119,16 @@ async def lose_everything(stack: Stack) -> None:
     await migrate.migrate(
         environment["TOLLBOOK_POSTGRES"], environment["TOLLBOOK_LEDGER_DB_PASSWORD"]
     )
+
+
+async def test_a_database_that_refuses_is_told_from_one_that_is_away(stack: Stack) -> None:
+    dsn = urlsplit(stack.environment()["TOLLBOOK_LEDGER_POSTGRES"])
+    for wrong in (
+        dsn._replace(path="/nowhere"),
+        dsn._replace(netloc=dsn.netloc.replace(f":{dsn.password}@", ":wrong@")),
+    ):
+        with pytest.raises(FailedPrecondition, match="the database refuses: "):
+            await database.connect_once(wrong.geturl(), "tollbook-test", 5)
 
 
 async def goes_on(stack: Stack) -> None:

@@ -8,6 +8,7 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
+from kernel.errors import FailedPrecondition, Unavailable
 from ledger.adapters.migrate import check_version
 
 log = structlog.get_logger()
@@ -31,14 +32,33 @@ AWAY: Final = (
 )
 
 
-async def connect(dsn: str) -> Any:
-    """Open one connection. Errors: those of AWAY."""
+async def connect(
+    dsn: str, application: str = "tollbook-ledger", command_timeout_s: float = COMMAND_TIMEOUT_S
+) -> Any:
+    """Open one connection. Errors: those of AWAY, asyncpg's own, ValueError (no DSN)."""
     return await asyncpg.connect(
         dsn,
         timeout=CONNECT_TIMEOUT_S,
-        command_timeout=COMMAND_TIMEOUT_S,
-        server_settings={"search_path": "ledger", "application_name": "tollbook-ledger"},
+        command_timeout=command_timeout_s,
+        server_settings={"search_path": "ledger", "application_name": application},
     )
+
+
+async def connect_once(dsn: str, application: str, command_timeout_s: float) -> Any:
+    """As `connect`, for a command that somebody waits for: it is told what is wrong, and of what.
+
+    Errors: FailedPrecondition (no DSN, or the server refuses this one), Unavailable.
+    """
+    try:
+        return await connect(dsn, application, command_timeout_s)
+    except ValueError as error:
+        raise FailedPrecondition(
+            f"the ledger's database cannot be asked: {error}", reason="DSN_UNUSABLE"
+        ) from None
+    except AWAY as error:
+        raise Unavailable(f"the database does not answer: {error}") from None
+    except asyncpg.PostgresError as error:
+        raise FailedPrecondition(f"the database refuses: {error}", reason="REFUSED") from None
 
 
 async def _as_it_is(connection: Any) -> None:

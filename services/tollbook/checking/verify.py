@@ -29,6 +29,7 @@ from kernel.note import Checkpoint, NoteError, VerifierKey, open_checkpoint
 from kernel.placement import CONTROL_LOG, CUT_LOG, partition_of_log
 from kernel.tilebuilder import CHECKPOINT_PATH
 from kernel.tiles import decode_bundle
+from ledger.adapters import database
 from ledger.adapters.archive import Archive, ArchiveError
 from ledger.adapters.signing import Memory, MemoryFileError, Signed
 from ledger.adapters.tile_store import (
@@ -131,25 +132,13 @@ async def verify(dsn: str, sources: Sources) -> Verdict:
     """Check every log.
 
     Errors: Unavailable, FailedPrecondition (no ledger in this database, a DSN
-    that is none, or a memory file that cannot be read).
+    that is none or is refused, or a memory file that cannot be read).
     """
     try:
         said = await _said(sources)
     except StoreUnusableError as error:
         raise Unavailable(str(error)) from None
-    try:
-        db = await asyncpg.connect(
-            dsn,
-            timeout=10,
-            command_timeout=_COMMAND_TIMEOUT_S,
-            server_settings={"search_path": "ledger", "application_name": "tollbook-verify"},
-        )
-    except ValueError as error:
-        raise FailedPrecondition(
-            f"the ledger's database cannot be asked: {error}", reason="DSN_UNUSABLE"
-        ) from None
-    except (OSError, asyncpg.PostgresError) as error:
-        raise Unavailable(f"the database does not answer: {error}") from None
+    db = await database.connect_once(dsn, "tollbook-verify", _COMMAND_TIMEOUT_S)
     try:
         async with db.transaction(isolation="repeatable_read", readonly=True):
             # Before the snapshot, so that no segment is detached under it.

@@ -29,9 +29,16 @@ def rebuild(tiles: str, postgres: str, key: Path | None, from_kafka: bool, as_js
     and servers stopped. All is checked before anything is written.
     """
     settings = settings_of(postgres)
+    url = tiles or settings.get("TOLLBOOK_TILES_URL", "")
+    if not url:
+        raise FailedPrecondition(
+            "no published tiles are named: give --tiles file:///DIRECTORY or"
+            " --tiles s3://BUCKET/PREFIX, or set TOLLBOOK_TILES_URL",
+            reason="NO_TILES",
+        )
     try:
         found = read_keys(key or Path(settings.get("TOLLBOOK_VERIFIER_KEYS", "verifier-keys")))
-        store = TileStore(tiles or settings.get("TOLLBOOK_TILES_URL", ""))
+        store = TileStore(url)
     except (UnusableError, StoreUnusableError) as error:
         raise FailedPrecondition(str(error), reason="SOURCE_UNUSABLE") from None
     done = asyncio.run(

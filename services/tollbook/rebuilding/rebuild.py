@@ -97,14 +97,7 @@ async def rebuild(
     Errors: FailedPrecondition when something differs (nothing is written then) or
     an owner of a log still lives; Unavailable when a part does not answer.
     """
-    try:
-        db = await database.connect(dsn)
-    except ValueError as error:
-        raise FailedPrecondition(
-            f"the ledger's database cannot be asked: {error}", reason="DSN_UNUSABLE"
-        ) from None
-    except database.AWAY as error:
-        raise Unavailable(f"the database does not answer: {error}") from None
+    db = await database.connect_once(dsn, "tollbook-rebuild", database.COMMAND_TIMEOUT_S)
     try:
         await check_version(db)
         run = _Rebuild(db, origin, tiles, keys, kafka, topic)

@@ -57,6 +57,12 @@ def test_verify_says_what_it_cannot_use_with_status_2(arguments: list[str], said
     assert done.stderr.count("\n") == 1
 
 
+def test_rebuild_without_tiles_says_how_to_name_them() -> None:
+    done = CliRunner().invoke(rebuild, ["--postgres", away(), "--key", "keys"])
+    assert isinstance(done.exception, TollbookError)
+    assert str(done.exception).startswith("no published tiles are named: give --tiles file:///")
+
+
 def test_rebuild_says_what_it_cannot_use(tmp_path: Path) -> None:
     tiles = ["--key", "keys", "--tiles", (tmp_path / "tiles").as_uri()]
     for dsn, said in {"nonsense": "cannot be asked: invalid DSN", away(): "not answer"}.items():

@@ -9,7 +9,8 @@ import pytest
 from tests.integration.small_disk import enlarge, small_disk
 from tests.unit.inference.spools import run_some
 
-from inference.adapters.spool import Limits, Spool
+from inference.adapters.spool import Spool
+from inference.adapters.spool_segments import Limits
 from inference.app.streams import Streams
 
 pytestmark = pytest.mark.integration

@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import structlog
 from opentelemetry import trace
 
 from inference import engine as port
 from inference.app.admission import Admission
+from inference.app.answer import Answer
 from inference.app.order import REQUEST_BYTES, Order, Phase, World, failure_of
 from inference.app.reader import Reader
 from inference.app.settlement import settled
 from inference.domain import records
-from inference.domain.counting import Tally
 from inference.domain.event import BATCH_TIER, complete, summary_of
 from inference.domain.outcome import End
 from kernel import errors, telemetry
@@ -35,13 +35,6 @@ log = structlog.get_logger()
 HAND_OVER_MS: Final = 30_000
 # The spool's worst for a token: a progress frame of its own, and its place in the result.
 TOKEN_BYTES: Final = 128
-
-
-class _Chunk(NamedTuple):
-    """What came from the engine in one piece; `end` is the choice's count with it."""
-
-    end: int
-    text: str
 
 
 class Generation:
@@ -57,15 +50,12 @@ class Generation:
         # True once nobody listened and it was told to end.
         self.was_left = False
         self.prompt_tokens = 0
-        self.tally = Tally(0, 1)
+        self.answer = Answer(0, 1)
         self.done = asyncio.Event()
         self._accepted_us = world.clock.now_us()
         self._first_token_us = 0
         self._serial = -1
         self._admission = Admission(world.gate, world.spool, world.credit)
-        self._chunks: list[list[_Chunk]] = []
-        self._durable: list[int] = []
-        self._delivered: list[int] = []
         self._readers: set[Reader] = set()
         self._changed = asyncio.Event()
         self._stop: End | None = None
@@ -85,15 +75,10 @@ class Generation:
     # What readers see
 
     @property
-    def choices(self) -> int:
-        """Number of choices."""
-        return len(self._chunks)
-
-    @property
     def counted_tokens(self) -> int:
         """Tokens taken from the engine and not settled."""
         live = self.phase in (Phase.PREPARING, Phase.RUNNING, Phase.ENDED)
-        return self.tally.output_tokens if live else 0
+        return self.answer.tally.output_tokens if live else 0
 
     @property
     def readers(self) -> int:
@@ -130,54 +115,14 @@ class Generation:
                 self._world.engine.abort(self._engine_request_id()), name="abort"
             )
 
-    def piece(self, choice: int, cursor: int) -> inference.Delta | None:
-        """Everything that may be given of a choice after `cursor` chunks, in one Delta."""
-        end = self.given_chunks(choice)
-        if cursor >= end:
-            return None
-        chunks = self._chunks[choice]
-        begin = chunks[cursor - 1].end if cursor else 0
-        total = chunks[end - 1].end
-        return inference.Delta(
-            choice=choice,
-            text="".join(chunk.text for chunk in chunks[cursor:end]),
-            token_ids=self.tally.choices[choice].token_ids[begin:total],
-            cumulative_tokens=total,
-        )
-
-    def durable_chunks(self, choice: int) -> int:
-        """How many chunks of a choice are recorded."""
-        return self._durable[choice]
-
-    def given_chunks(self, choice: int) -> int:
-        """How many chunks of a choice may be given away: from the settlement on no more than
-        stand in it as handed over, also to a caller that comes at that instant.
-        """
-        settled = self.phase in (Phase.SETTLING, Phase.SETTLED)
-        return self._delivered[choice] if settled else self._durable[choice]
-
     def waive(self) -> None:
         """A caller takes nothing more."""
         self._changed.set()
 
     def hand_over(self, choice: int, chunks: int) -> None:
         """A caller has this choice's first `chunks` chunks. Too late once it is settled."""
-        if self.phase in (Phase.SETTLING, Phase.SETTLED) or chunks <= self._delivered[choice]:
-            return
-        self._delivered[choice] = chunks
-        self.tally.hand_over(choice, self._chunks[choice][chunks - 1].end)
-        self._changed.set()
-
-    def finished(self, choice: int) -> inference.Finished | None:
-        """How a choice ended, when it did and everything of it is durable."""
-        reason = self.tally.choices[choice].finish_reason
-        if not reason or self._durable[choice] < len(self._chunks[choice]):
-            return None
-        return inference.Finished(
-            choice=choice,
-            finish_reason=reason,  # type: ignore[arg-type]
-            output_tokens=len(self.tally.choices[choice].token_ids),
-        )
+        if self.answer.hand_over(choice, chunks):
+            self._changed.set()
 
     # Running
 
@@ -231,10 +176,7 @@ class Generation:
         return prompt, max_tokens
 
     def _begin(self, choices: int) -> None:
-        self.tally = Tally(self.prompt_tokens, choices)
-        self._chunks = [[] for _ in range(choices)]
-        self._durable = [0] * choices
-        self._delivered = [0] * choices
+        self.answer = Answer(self.prompt_tokens, choices)
         self._serial = self._world.spool.journal.next_serial
         self._world.spool.append(
             self.order.started(
@@ -264,18 +206,19 @@ class Generation:
             target=self.order.target,
             prompt=prompt,
             sampling=self.order.spec.sampling,
-            choices=self.choices,
+            choices=self.answer.choices,
             max_tokens=max_tokens,
             trace_headers=telemetry.carrier_of(trace.set_span_in_context(self._span)),
         )
+        tally = self.answer.tally
         try:
             async for event in self._world.engine.generate(job):
                 match event:
                     case port.Tokens():
                         self._take(event)
                     case port.Finished():
-                        self.tally.finish(event.choice, event.finish_reason)
-                        self.tally.doubt(event.choice, event.doubt)
+                        tally.finish(event.choice, event.finish_reason)
+                        tally.doubt(event.choice, event.doubt)
                         self._world.books.discard(event.surplus_kind, event.surplus_tokens)
                     case port.Admitted():
                         self._in_engine = True
@@ -289,7 +232,7 @@ class Generation:
             return End.ENGINE_FAILED
         except port.EngineLost:
             return End.ENGINE_LOST
-        reasons = {choice.finish_reason for choice in self.tally.choices}
+        reasons = {choice.finish_reason for choice in tally.choices}
         if usage.FINISH_REASON_ERROR in reasons:
             return End.ENGINE_FAILED
         return self._stop or End.ENGINE_FINISHED
@@ -297,27 +240,25 @@ class Generation:
     def _take(self, event: port.Tokens) -> None:
         world, choice = self._world, event.choice
         now_us = world.clock.now_us()
-        total = self.tally.add(choice, event.token_ids)
-        self.tally.note_cached(choice, event.cached_tokens)
+        total, chunks = self.answer.take(event)
         if event.token_ids and not self._first_token_us:
             self._first_token_us = now_us
-        self._chunks[choice].append(_Chunk(total, event.text))
         world.spool.append(
             records.Progress(
                 serial=self._serial,
                 choice=choice,
                 total_tokens=total,
-                delivered_tokens=self.tally.choices[choice].delivered_tokens,
+                delivered_tokens=self.answer.tally.choices[choice].delivered_tokens,
                 cached_tokens=event.cached_tokens,
                 at_us=now_us,
                 token_ids=event.token_ids,
                 text=event.text,
             ),
-            partial(self._became_durable, choice, len(self._chunks[choice])),
+            partial(self._became_durable, choice, chunks),
         )
 
     def _became_durable(self, choice: int, chunks: int) -> None:
-        self._durable[choice] = chunks
+        self.answer.became_durable(choice, chunks)
         for reader in self._readers:
             reader.more()
 
@@ -332,10 +273,7 @@ class Generation:
         clock = self._world.clock
         deadline_ms = clock.monotonic_ms() + HAND_OVER_MS
         self._wake()
-        while any(reader.takes for reader in self._readers) and any(
-            delivered < len(chunks)
-            for delivered, chunks in zip(self._delivered, self._chunks, strict=True)
-        ):
+        while any(reader.takes for reader in self._readers) and not self.answer.is_handed_over:
             self._changed.clear()
             left_ms = deadline_ms - clock.monotonic_ms()
             try:
@@ -344,16 +282,16 @@ class Generation:
             except TimeoutError:
                 self.stop(End.CALLER_LEFT)
                 break
-        complete_for_caller = self.tally.undelivered_tokens == 0 and self._stop is None
+        complete_for_caller = self.answer.tally.undelivered_tokens == 0 and self._stop is None
         if end is End.ENGINE_FINISHED and not complete_for_caller:
             return self._stop or End.CALLER_LEFT
         return end
 
     async def _settle(self, end: End) -> None:
-        world, order = self._world, self.order
+        world, order, tally = self._world, self.order, self.answer.tally
         event = complete(
             self._template(),
-            self.tally,
+            tally,
             end,
             self._first_token_us,
             world.clock.now_us(),
@@ -364,11 +302,12 @@ class Generation:
             event,
             order.body_digest,
             telemetry.ids_of(self._span),
-            self._results(),
+            self.answer.results(),
         )
         # From here on its tokens are settled and no longer in flight, in one step.
         self.phase = Phase.SETTLING
-        world.books.discard(usage.WASTE_KIND_UNPROVEN, self.tally.doubted_output_tokens)
+        self.answer.close()
+        world.books.discard(usage.WASTE_KIND_UNPROVEN, tally.doubted_output_tokens)
         world.spool.append(record)
         self._describe(event)
         await world.spool.durable()
@@ -376,31 +315,19 @@ class Generation:
         self.summary = summary_of(event, record.log)
         self.phase = Phase.SETTLED
 
-    def _results(self) -> tuple[records.ChoiceResult, ...]:
-        """What whoever asks again will get: what was handed over, for more is not paid."""
-        return tuple(
-            records.ChoiceResult(
-                tally.token_ids[: tally.delivered_tokens],
-                "".join(chunk.text for chunk in chunks[:delivered]),
-                tally.finish_reason,
-            )
-            for tally, chunks, delivered in zip(
-                self.tally.choices, self._chunks, self._delivered, strict=True
-            )
-        )
-
     def _describe(self, event: usage.UsageEvent) -> None:
+        tally = self.answer.tally
         self._span.set_attributes(
             {
                 telemetry.GEN_AI_RESPONSE_ID: event.event_id,
                 telemetry.GEN_AI_RESPONSE_MODEL: event.served_model,
                 telemetry.GEN_AI_RESPONSE_FINISH_REASONS: tuple(
                     usage.FinishReason.Name(choice.finish_reason)  # type: ignore[arg-type]
-                    for choice in self.tally.choices
+                    for choice in tally.choices
                 ),
-                telemetry.GEN_AI_USAGE_INPUT_TOKENS: self.tally.prompt_tokens,
-                telemetry.GEN_AI_USAGE_CACHED_TOKENS: self.tally.cached_tokens,
-                telemetry.GEN_AI_USAGE_OUTPUT_TOKENS: self.tally.output_tokens,
+                telemetry.GEN_AI_USAGE_INPUT_TOKENS: tally.prompt_tokens,
+                telemetry.GEN_AI_USAGE_CACHED_TOKENS: tally.cached_tokens,
+                telemetry.GEN_AI_USAGE_OUTPUT_TOKENS: tally.output_tokens,
             }
         )
 

@@ -75,27 +75,28 @@ class Reader:
         generation = self._generation
         await self._admitted()
         yield inference.GenerateResponse(started=self._started())
-        cursors = [0] * generation.choices
+        answer = generation.answer
+        cursors = [0] * answer.choices
         told: set[int] = set()
         while True:
             self._event.clear()
             # Read before the pieces: what is durable at the end is then seen by them.
             settled = generation.phase is Phase.SETTLED
             self._check_refusal()
-            for choice in range(generation.choices):
-                end = generation.given_chunks(choice)
-                delta = None if settled else generation.piece(choice, cursors[choice])
+            for choice in range(answer.choices):
+                end = answer.given_chunks(choice)
+                delta = None if settled else answer.piece(choice, cursors[choice])
                 if delta is not None:
                     # Without tokens or text there is nothing to tell.
                     if delta.token_ids or delta.text:
                         yield inference.GenerateResponse(delta=delta)
                     cursors[choice] = end
                     generation.hand_over(choice, end)
-                finished = generation.finished(choice)
+                finished = answer.finished(choice)
                 if (
                     finished is not None
                     and choice not in told
-                    and cursors[choice] == generation.durable_chunks(choice)
+                    and cursors[choice] == answer.durable_chunks(choice)
                 ):
                     told.add(choice)
                     yield inference.GenerateResponse(finished=finished)
@@ -127,10 +128,11 @@ class Reader:
             await self._settled()
             raise generation.failure
         choices = []
-        ends = [generation.given_chunks(choice) for choice in range(generation.choices)]
+        answer = generation.answer
+        ends = [answer.given_chunks(choice) for choice in range(answer.choices)]
         for choice, end in enumerate(ends):
-            delta = generation.piece(choice, 0) or inference.Delta()
-            finished = generation.finished(choice) or inference.Finished()
+            delta = answer.piece(choice, 0) or inference.Delta()
+            finished = answer.finished(choice) or inference.Finished()
             choices.append(
                 inference.Choice(
                     index=choice,
@@ -178,9 +180,8 @@ class Reader:
     def _check_whole(self, cursors: list[int]) -> None:
         """A caller that was cut off must not believe that it has the whole answer."""
         generation = self._generation
-        if not any(
-            cursor < generation.durable_chunks(choice) for choice, cursor in enumerate(cursors)
-        ):
+        recorded = generation.answer.durable_chunks
+        if not any(cursor < recorded(choice) for choice, cursor in enumerate(cursors)):
             return
         if generation.was_left:
             # It had been stopped for others who left, before this caller came to it.

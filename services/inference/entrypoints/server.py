@@ -16,7 +16,8 @@ import structlog
 
 from inference.adapters import models
 from inference.adapters.adapter_store import AdapterStore
-from inference.adapters.spool import Spool, SpoolUnusable, limits_for
+from inference.adapters.spool import Spool
+from inference.adapters.spool_segments import SpoolUnusable, limits_for
 from inference.adapters.vllm_start import MAX_ADAPTER_RANK
 from inference.app import recovery
 from inference.app.streams import Streams

@@ -27,7 +27,8 @@ from inference.adapters.keys import Keys
 from inference.adapters.models import ModelUnusable
 from inference.adapters.openai_bodies import Bodies
 from inference.adapters.publisher import Publisher
-from inference.adapters.spool import Spool, limits_for
+from inference.adapters.spool import Spool
+from inference.adapters.spool_segments import limits_for
 from inference.app.adapters import Adapters, Library
 from inference.app.batch_runner import BatchRunner
 from inference.app.books import Books

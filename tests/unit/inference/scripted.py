@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from inference import engine as port
-from inference.adapters.spool import Limits, Spool
+from inference.adapters.spool import Spool
+from inference.adapters.spool_segments import Limits
 from inference.app import credit
 from inference.app.books import Books
 from inference.app.gate import Gate

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from inference.adapters.spool import Limits, Spool
+from inference.adapters.spool import Spool
+from inference.adapters.spool_segments import Limits
 from inference.app import settlement
 from inference.app.streams import Streams
 from inference.domain import records

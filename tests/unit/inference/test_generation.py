@@ -17,7 +17,8 @@ from tests.unit.inference.scripted import CALLER, Bench, bench, order
 
 from inference import engine as port
 from inference.adapters import spool_codec
-from inference.adapters.spool import Limits, Spool
+from inference.adapters.spool import Spool
+from inference.adapters.spool_segments import Limits
 from inference.app import generation as generation_module
 from inference.app.order import Caller, Phase
 from inference.app.reader import Reader

@@ -24,7 +24,8 @@ from tests.unit.inference.spools import (
 )
 
 from inference.adapters import spool_codec
-from inference.adapters.spool import Limits, Spool, SpoolUnusable
+from inference.adapters.spool import Spool
+from inference.adapters.spool_segments import Limits, SpoolUnusable
 from inference.app.recovery import recover
 from inference.app.streams import Streams
 from inference.domain import records
@@ -430,6 +431,9 @@ async def test_a_failed_write_is_told_to_nobody_as_done(
 
     monkeypatch.setattr(os, "fdatasync", broken)
     spool.append(started(0), lambda: told.append("durable"))
+    # Whoever waits is told, and whoever comes when it is known.
+    waiting = await asyncio.gather(spool.durable(), spool.durable(), return_exceptions=True)
+    assert [str(error) for error in waiting] == ["[Errno 5] Input/output error"] * 2
     with pytest.raises(OSError, match="Input/output"):
         await spool.durable()
     assert told == []

@@ -6,13 +6,13 @@ from pathlib import Path
 
 from pydantic import Field
 
-from kernel.settings import ServiceSettings
+from kernel.settings import Dsn, ServiceSettings
 
 
 class MigrateSettings(ServiceSettings):
     """What the migration needs."""
 
-    postgres: str = Field(min_length=1, description="DSN of a role that may create roles")
+    postgres: Dsn = Field(description="DSN of a role that may create roles")
     ledger_db_password: str = Field(min_length=1, description="password of tollbook_ledger")
 
 
@@ -40,7 +40,7 @@ class SegmentSettings(ServiceSettings):
 class SealSettings(SegmentSettings):
     """What sealing needs."""
 
-    postgres: str = Field(min_length=1, description="DSN of a role that owns the schema's tables")
+    postgres: Dsn = Field(description="DSN of a role that owns the schema's tables")
     verifier_keys: Path = Field(description="file of the C2SP verifier keys, one log a line")
     seal_older_than_h: int = Field(
         default=720,
@@ -61,7 +61,7 @@ class SealSettings(SegmentSettings):
 class DatabaseSettings(SegmentSettings):
     """What every running process of the ledger needs."""
 
-    ledger_postgres: str = Field(min_length=1, description="DSN of the role tollbook_ledger")
+    ledger_postgres: Dsn = Field(description="DSN of the role tollbook_ledger")
 
 
 class ServerSettings(DatabaseSettings):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from kernel.settings import ServiceSettings
+from kernel.settings import Dsn, ServiceSettings
 
 
 class PricingSettings(ServiceSettings):
     """What pricing's processes need."""
 
-    pricing_postgres: str = Field(min_length=1, description="DSN of the role tollbook_pricing")
+    pricing_postgres: Dsn = Field(description="DSN of the role tollbook_pricing")
     ledger_address: str = Field(min_length=3, description="host:port of the ledger's gRPC")
     alerts: str = Field(default="", description="YAML file of what to watch and whom to tell")
 
@@ -30,5 +30,5 @@ class ProjectorSettings(PricingSettings):
 class MigrateSettings(ServiceSettings):
     """What the migration needs."""
 
-    postgres: str = Field(min_length=1, description="DSN of a role that may create roles")
+    postgres: Dsn = Field(description="DSN of a role that may create roles")
     pricing_db_password: str = Field(min_length=1, description="password of tollbook_pricing")

@@ -7,13 +7,14 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from kernel.settings import ServiceSettings, load
+from kernel.settings import Dsn, ServiceSettings, load
 
 
 class Settings(ServiceSettings):
     """As a service's settings.py has them."""
 
     kafka: str = Field(description="bootstrap servers")
+    postgres: Dsn = Field(default="postgresql://x/y", description="database")
 
 
 def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,6 +34,8 @@ def test_the_environment_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
         ("TOLLBOOK_KAFKA", None, "TOLLBOOK_KAFKA (bootstrap servers): Field required"),
         ("TOLLBOOK_PARTITIONS", "0", "TOLLBOOK_PARTITIONS (partitions of the usage topic)"),
         ("TOLLBOOK_PARTITIONS", "four", "TOLLBOOK_PARTITIONS"),
+        ("TOLLBOOK_POSTGRES", "", "TOLLBOOK_POSTGRES (database): Value error, this is no DSN"),
+        ("TOLLBOOK_POSTGRES", "db:5432", "write postgresql://USER:PASSWORD@HOST:PORT/DATABASE"),
         ("TOLLBOOK_LOG_LEVEL", "LOUD", "use DEBUG, INFO, WARNING or ERROR"),
     ],
 )

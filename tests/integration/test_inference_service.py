@@ -244,6 +244,110 @@ async def test_a_bad_request_costs_nothing(
     assert await taken(service, before) == 0
 
 
+def asking_more(place: str) -> inference.GenerationSpec:
+    """A request with a field of a later contract in its spec, or in a message within."""
+    spec = chat("hello", f"refused-{place}", max_tokens=4)
+    message = getattr(spec, place) if place else spec
+    message.MergeFromString(b"\xf2\x3f\x01x")
+    return spec
+
+
+OPTIONS: list[tuple[str, dict[str, Any], str]] = [
+    ("chat", {"logprobs": True}, "logprobs"),
+    ("chat", {"top_logprobs": 3}, "top_logprobs"),
+    ("chat", {"prompt_logprobs": 1}, "prompt_logprobs"),
+    ("chat", {"use_beam_search": True}, "use_beam_search"),
+    ("chat", {"reasoning_effort": "high"}, "reasoning_effort"),
+    ("chat", {"functions": []}, "functions"),
+    ("chat", {"modalities": ["audio"]}, "modalities"),
+    ("chat", {"service_tier": "priority"}, "service_tier"),
+    ("chat", {"store": True}, "store"),
+    (
+        "chat",
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
+        "messages.0.content.0.type",
+    ),
+    ("text", {"best_of": 2}, "best_of"),
+    ("text", {"echo": True}, "echo"),
+    ("text", {"logprobs": 1}, "logprobs"),
+    ("text", {"suffix": "x"}, "suffix"),
+    ("text", {"prompt": ["a", "b"]}, "prompt.0"),
+]
+
+
+async def test_options_that_are_not_honoured_are_refused_by_name_at_both_doors(
+    service: Service, kafka: str
+) -> None:
+    """Whatever would change the answer: nothing is generated, and there is no event."""
+    before = await service.engine()
+    routes: dict[str, tuple[str, dict[str, Any]]] = {
+        "chat": ("/chat/completions", {"messages": [{"role": "user", "content": "hi"}]}),
+        "text": ("/completions", {"prompt": "hi"}),
+    }
+    async with openai_client(service) as client:
+        for number, (kind, option, param) in enumerate(OPTIONS):
+            path, body = routes[kind]
+            with pytest.raises(openai.BadRequestError) as caught:
+                await client.post(
+                    path,
+                    cast_to=object,
+                    body={"model": "tiny", "max_tokens": 4, **body, **option},
+                    options={"headers": {"Idempotency-Key": f"refused-{number}"}},
+                )
+            assert caught.value.param == param
+    for place in ("", "sampling", "chat"):
+        spec = asking_more(place)
+        for call in (service.once(spec), anext(aiter(service.stream(spec)))):
+            with pytest.raises(grpc.aio.AioRpcError, match="does not know") as refused:
+                await call
+            assert refused.value.code() == grpc.StatusCode.INVALID_ARGUMENT
+            bad = grpcs.details_of(refused.value, error_details_pb2.BadRequest)
+            assert bad is not None
+            assert bad.field_violations[0].field == f"spec.{place}".rstrip(".")
+    assert await taken(service, before) == 0
+    assert not [key for key in events_of(await topic(kafka)) if key[1].startswith("refused-")]
+
+
+async def test_what_a_model_thinks_is_output_like_the_rest(service: Service, kafka: str) -> None:
+    """The engine is bound to a text that thinks: every token of it is counted, none apart."""
+    thought = "<think>a toll for each lane</think>gate"
+    before = await service.engine()
+    answer = await service.once(
+        chat("Think.", "thinks-1", json_schema=json.dumps({"enum": [thought]})), "acct-13"
+    )
+    (choice,) = answer.choices
+    assert json.loads(choice.text) == thought
+    assert await taken(service, before) == len(choice.token_ids) == answer.usage.output_tokens
+    async with openai_client(service, "acct-13") as client:
+        by_http = await client.chat.completions.create(
+            model="tiny",
+            messages=[{"role": "user", "content": "Think."}],
+            response_format={
+                "type": "json_schema",
+                "json_schema": {"name": "thought", "schema": {"enum": [thought]}},
+            },
+            extra_headers={"Idempotency-Key": "thinks-2"},
+        )
+    assert json.loads(by_http.choices[0].message.content or "") == thought
+    assert by_http.usage is not None
+    assert by_http.usage.completion_tokens_details is not None
+    assert by_http.usage.completion_tokens_details.reasoning_tokens == 0
+    received = await eventually_in_topic(kafka, {("acct-13", f"thinks-{n}") for n in (1, 2)})
+    events = events_of(received)
+    for name, tokens_out in (
+        ("thinks-1", answer.usage.output_tokens),
+        ("thinks-2", by_http.usage.completion_tokens),
+    ):
+        out = [
+            leaf
+            for leaf in events["acct-13", name].quantities
+            if leaf.direction == usage.DIRECTION_OUT
+        ]
+        assert [(leaf.amount, leaf.token_kind) for leaf in out] == [
+            (tokens_out, usage.TOKEN_KIND_PLAIN)
+        ]
+
+
 @pytest.mark.parametrize("authorization", [None, "Bearer nobody", "secret-acct-0", "Bearer "])
 async def test_without_a_key_nothing_is_served(service: Service, authorization: str | None) -> None:
     metadata = (("authorization", authorization),) if authorization is not None else ()

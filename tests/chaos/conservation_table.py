@@ -1,8 +1,8 @@
-"""The account of a conservation run: what engines counted beside what a rate card charges for.
+"""The account of a conservation run: what engines counted beside what was charged for it.
 
-Made from the topic's records alone, as an auditor would, and by pricing's own rating. *Metered* is
-what stands in the events; *billed* is what rating charges of it. They differ where a card charges
-only what was delivered, and what they differ by is itemised by outcome.
+*Metered* is what stands in the topic's events; *billed* what the running ledger and pricing charge
+of it, by each request's receipt. They differ where a card charges only what was delivered, and what
+they differ by is itemised by outcome.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
+from tests.chaos.conservation_books import Identity, billed_of, word_of
 from tests.integration.inference_service import (
     Received,
     events_of,
@@ -18,58 +19,31 @@ from tests.integration.inference_service import (
     undelivered_of,
     unique,
 )
-from tests.integration.pricing_world import CARD
 
-from pricing.domain.card import content_hash
-from pricing.domain.card_yaml import parse_card
-from pricing.domain.catalogue import Catalogue, published_card
-from pricing.domain.events import event_of
-from pricing.domain.rating import rate_event
+from tollbook.pricing.v1 import pricing_pb2
 from tollbook.usage.v1 import usage_pb2 as usage
 
-MODELS: Final = ("tiny", "tiny-support")
 # Whose undelivered tokens are the house's loss, said here once more than in pricing.
 FORGIVEN: Final = (usage.OUTCOME_ENGINE_LOST, usage.OUTCOME_ERROR_MID_STREAM)
 
 
-def prices() -> Catalogue:
-    """The cards of the other tests, in force."""
-    cards = [parse_card(CARD.format(card=f"whole-{model}", model=model)) for model in MODELS]
-    return Catalogue(
-        [
-            published_card(position, card, 1, content_hash(card.document()))
-            for position, card in enumerate(cards)
-        ]
-    )
-
-
-def billed_of(event: usage.UsageEvent, catalogue: Catalogue) -> int:
-    """Output tokens of an event that rating charges."""
-    rated = rate_event(event_of(0, event), "USD", catalogue)
-    assert all(part.priced is not None for part in rated), event
-    return sum(part.charged for part in rated if part.leaf.key.direction == "out")
-
-
-def word_of(outcome: int) -> str:
-    """An outcome's word."""
-    return usage.Outcome.Name(usage.Outcome.ValueType(outcome)).removeprefix("OUTCOME_").lower()
-
-
 def table(
-    received: Sequence[Received], planned: Sequence[str], kills: Mapping[str, int]
+    received: Sequence[Received],
+    receipts: Mapping[Identity, pricing_pb2.Receipt],
+    planned: Sequence[str],
+    kills: Mapping[str, int],
 ) -> tuple[str, int]:
     """The account as text, with its residual. `planned`: the situation of each request."""
     rows: defaultdict[str, Counter[str]] = defaultdict(Counter)
     for name in planned:
         rows[name]["requests"] += 1
     outcomes, forgiven = Counter[str](), Counter[str]()
-    catalogue = prices()
-    for event in events_of(received).values():
+    for identity, event in events_of(received).items():
         row = rows[situation_of(event.event_id)]
         row["events"] += 1
         row["metered"] += output_of(event)
         row["undelivered"] += undelivered_of(event)
-        row["billed"] += billed_of(event, catalogue)
+        row["billed"] += billed_of(receipts[identity])
         outcomes[word_of(event.outcome)] += 1
         if event.outcome in FORGIVEN:
             forgiven[word_of(event.outcome)] += undelivered_of(event)

@@ -1,9 +1,9 @@
 """Conservation: requests of every kind at once, processes killed under them, not a token astray.
 
-The real service, engine and broker. Ordinarily a few hundred requests and one kill of each kind;
-`make conservation` is the long form. It ends in one table, made from the topic alone, as an
-auditor would: what the engines counted is what rating bills, what it charges nobody for by outcome,
-and itemised waste, residual exactly 0.
+The real service, engine, broker, ledger and pricing. Ordinarily a few hundred requests and one kill
+of each kind; `make conservation` is the long form. It ends in one table: what the engines counted,
+by the topic, is what the running services charge, by receipts, postings and balances, what they
+charge nobody for by outcome, and itemised waste, residual exactly 0.
 """
 
 from __future__ import annotations
@@ -11,30 +11,31 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-import time
-from collections import Counter
-from collections.abc import Awaitable, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Final
 
 import grpc.aio
 import pytest
+import pytest_asyncio
+from tests.chaos.conservation_books import Books
+from tests.chaos.conservation_crowd import WAIT_S, Crowd, House, Told
+from tests.chaos.conservation_situations import SITUATIONS, plan
 from tests.chaos.conservation_table import situation_of, table
 from tests.integration.inference_service import (
-    KeyServer,
+    ACCOUNTS,
     Place,
-    Service,
     chat,
     check_conserved,
     events_of,
+    metered_of,
     output_of,
-    tokens,
     topic,
     undelivered_of,
 )
 
-from inference import tinymodel
-from tollbook.inference.v1 import inference_pb2 as inference
+from tollbook.stack import running_stack
+from tollbook.stack.catalogue import tiny_model_folder
 from tollbook.usage.v1 import usage_pb2 as usage
 
 REQUESTS: Final = int(os.environ.get("TOLLBOOK_CONSERVATION_REQUESTS", "330"))
@@ -42,7 +43,8 @@ REQUESTS: Final = int(os.environ.get("TOLLBOOK_CONSERVATION_REQUESTS", "330"))
 KILLS: Final = max(2, REQUESTS // 2_500)
 SEED: Final = os.environ.get("TOLLBOOK_CONSERVATION_SEED", "conservation")
 AT_ONCE: Final = 24
-WAIT_S: Final = 300
+# Nobody asks for checkpoints here: no signer.
+PARTS: Final = ("model", "ledger-server", "ledger-worker", "pricing-server", "pricing-projector")
 # Requests that a stop in order finds under way, and their length.
 DRAINED: Final = 8
 DRAINED_TOKENS: Final = 600
@@ -55,239 +57,14 @@ pytestmark = [
     pytest.mark.asyncio(loop_scope="module"),
 ]
 
-TRAILER: Final = "tollbook-usage-bin"
-SCHEMA: Final = '{"enum": ["toll", "bridge", "lane", "gate"]}'
 
-
-class House:
-    """The service over its lives: killed, and started again, while callers come."""
-
-    def __init__(self, place: Place) -> None:
-        self.place = place
-        self.kills: Counter[str] = Counter()
-        self.up = asyncio.Event()
-        self._lives: list[Service] = []
-
-    @property
-    def service(self) -> Service:
-        return self._lives[-1]
-
-    async def start(self) -> None:
-        self._lives.append(Service(self.place))
-        await self.service.ready()
-        self.up.set()
-
-    async def kill(self, what: str) -> None:
-        """Kill a process with signal 9 and start the service again."""
-        process = self.service.process
-        self.up.clear()
-        if what == "core":
-            self.service.core().kill()
-        else:
-            process.kill()
-        status = await asyncio.to_thread(process.wait, 120)
-        assert status == (1 if what == "core" else -9), self.service.log.read_text()[-3000:]
-        self.kills[what] += 1
-        await self.start()
-
-    async def end(self) -> None:
-        if self._lives and self.service.process.poll() is None:
-            self.service.process.kill()
-        for life in self._lives:
-            await life.ended()
-
-
-@dataclass
-class Told:
-    """What callers of one request were told."""
-
-    ids: int = 0
-    summary: inference.UsageSummary | None = None
-    left: bool = False
-    refused: grpc.StatusCode | None = None
-
-    def settle(self, summary: inference.UsageSummary) -> None:
-        """Whoever is told of one request is told the same."""
-        if self.summary is not None:
-            assert self.summary == summary
-        self.summary = summary
-
-
-@dataclass
-class Crowd:
-    """All requests, by the id that they came under."""
-
-    house: House
-    told: dict[tuple[str, str], Told] = field(default_factory=dict)
-
-    async def finally_(
-        self, account: str, spec: inference.GenerationSpec, call: Callable[[Told], Awaitable[None]]
-    ) -> None:
-        """Call until there is an answer: what was never settled is asked again, by its id."""
-        told = self.told.setdefault((account, spec.request_id), Told())
-        deadline = time.monotonic() + WAIT_S
-        while True:
-            await asyncio.wait_for(self.house.up.wait(), WAIT_S)
-            try:
-                return await call(told)
-            except grpc.aio.AioRpcError as error:
-                trailing = dict(error.trailing_metadata() or ())
-                if TRAILER in trailing:
-                    return told.settle(inference.UsageSummary.FromString(trailing[TRAILER]))
-                if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
-                    told.left = True
-                    return None
-                if error.code() is not grpc.StatusCode.UNAVAILABLE:
-                    told.refused = error.code()
-                    return None
-                if time.monotonic() > deadline:
-                    raise
-                await asyncio.sleep(0.05)
-
-    async def once(
-        self, account: str, spec: inference.GenerationSpec, timeout_s: float | None = None
-    ) -> None:
-        async def call(told: Told) -> None:
-            answer = await self.house.service.once(spec, account, timeout=timeout_s)
-            told.ids = max(told.ids, sum(len(choice.token_ids) for choice in answer.choices))
-            told.settle(answer.usage)
-
-        await self.finally_(account, spec, call)
-
-    async def stream(
-        self,
-        account: str,
-        spec: inference.GenerationSpec,
-        leave_after: int | None = None,
-        pause_s: float = 0.0,
-        timeout_s: float | None = None,
-    ) -> None:
-        async def call(told: Told) -> None:
-            stream = self.house.service.stream(spec, account, timeout=timeout_s)
-            seen = chunks = 0
-            async for message in stream:
-                seen += len(message.delta.token_ids)
-                told.ids = max(told.ids, seen)
-                if message.HasField("usage"):
-                    told.settle(message.usage)
-                if message.HasField("delta"):
-                    chunks += 1
-                if leave_after is not None and chunks >= leave_after:
-                    told.left = True
-                    stream.cancel()
-                    return
-                # A slow reader is one that waits between reads: there is nothing to poll.
-                await asyncio.sleep(pause_s)
-
-        await self.finally_(account, spec, call)
-
-
-Situation = Callable[[Crowd, random.Random, str, str], Awaitable[None]]
-
-
-def _text(source: random.Random) -> str:
-    return "the toll of a lane " * source.randrange(1, 12)
-
-
-async def _stream(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    spec = chat(_text(source), name, max_tokens=source.randrange(1, 60))
-    await crowd.stream(account, spec)
-
-
-async def _once(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    await crowd.once(account, chat(_text(source), name, max_tokens=source.randrange(1, 60)))
-
-
-async def _choices(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    spec = chat(_text(source), name, max_tokens=source.randrange(1, 40), n=source.randrange(2, 5))
-    await (crowd.stream if source.random() < 0.5 else crowd.once)(account, spec)
-
-
-async def _stop_string(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    stop = source.sample([" a", "e", "th", "n", ". "], 2)
-    spec = chat(_text(source), name, max_tokens=60, stop=stop, ignore_eos=True)
-    await (crowd.stream if source.random() < 0.5 else crowd.once)(account, spec)
-
-
-async def _cached_prefix(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    begin = source.randrange(4) * 50 + 300
-    ids = [*range(begin, begin + 96), *(source.randrange(300, 900) for _ in range(8))]
-    await crowd.once(account, tokens(ids, name, max_tokens=8, ignore_eos=True))
-
-
-async def _structured(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    spec = chat(_text(source), name, max_tokens=source.choice((2, 40)), json_schema=SCHEMA)
-    await crowd.once(account, spec)
-
-
-async def _adapter(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    spec = chat(_text(source), name, "tiny-support", max_tokens=source.randrange(1, 60))
-    await (crowd.stream if source.random() < 0.5 else crowd.once)(account, spec)
-
-
-async def _over_length(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    await crowd.once(account, tokens([7] * source.choice((4_096, 5_000)), name))
-
-
-async def _to_the_context(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    prompt = 4_096 - source.randrange(1, 8)
-    await crowd.once(account, tokens([7] * prompt, name, max_tokens=50, ignore_eos=True))
-
-
-async def _abort(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    n = source.choice((1, 1, 3))
-    spec = chat(_text(source), name, max_tokens=400, ignore_eos=True, n=n)
-    await crowd.stream(account, spec, leave_after=source.randrange(0, 40))
-
-
-async def _deadline(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    spec = chat(_text(source), name, max_tokens=2_000, ignore_eos=True)
-    timeout_s = source.uniform(0.02, 1.5)
-    await (crowd.stream if source.random() < 0.5 else crowd.once)(
-        account, spec, timeout_s=timeout_s
-    )
-
-
-async def _slow_reader(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    spec = chat(_text(source), name, max_tokens=150, ignore_eos=True)
-    leave = source.choice((None, source.randrange(2, 6)))
-    await crowd.stream(account, spec, leave_after=leave, pause_s=source.uniform(0.05, 0.3))
-
-
-async def _duplicate(crowd: Crowd, source: random.Random, account: str, name: str) -> None:
-    spec = chat(_text(source), name, max_tokens=source.randrange(1, 50), ignore_eos=True)
-    calls = [crowd.stream(account, spec), crowd.once(account, spec), crowd.stream(account, spec)]
-    await asyncio.gather(*calls)
-    # And again, when it is over.
-    await crowd.once(account, spec)
-
-
-SITUATIONS: Final[dict[str, Situation]] = {
-    "stream": _stream,
-    "once": _once,
-    "choices": _choices,
-    "stop-string": _stop_string,
-    "cached-prefix": _cached_prefix,
-    "structured": _structured,
-    "adapter": _adapter,
-    "over-length": _over_length,
-    "to-the-context": _to_the_context,
-    "abort": _abort,
-    "deadline": _deadline,
-    "slow-reader": _slow_reader,
-    "duplicate": _duplicate,
-}
-# Costly for the machine and no more telling for being many.
-RARE: Final = {"to-the-context": 0.2, "slow-reader": 0.5, "deadline": 0.5}
-
-
-def plan(source: random.Random) -> list[str]:
-    """The situation of each request, in order; every situation comes."""
-    names = list(SITUATIONS)
-    weights = [RARE.get(name, 1.0) for name in names]
-    drawn = names + source.choices(names, weights, k=max(0, REQUESTS - len(names)))
-    source.shuffle(drawn)
-    return drawn
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def books() -> AsyncIterator[Books]:
+    """Broker, ledger and pricing of the module's own: the topic has what it sends and no more."""
+    with running_stack(parts=PARTS) as stack:
+        async with Books(stack) as made:
+            await made.open_accounts()
+            yield made
 
 
 def check_row(name: str, told: Told, event: usage.UsageEvent | None) -> None:
@@ -357,17 +134,22 @@ async def stop_under_load(crowd: Crowd) -> list[str]:
     return ["drained"] * DRAINED + ["late"] * late
 
 
-async def test_every_token_is_billed_or_itemised(
-    kafka: str, keys: KeyServer, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    folder = tmp_path_factory.mktemp("conservation")
-    tinymodel.make(folder / "tiny")
+async def test_every_token_is_billed_or_itemised(books: Books, tmp_path: Path) -> None:
     source = random.Random(SEED)
-    planned = plan(source)
+    planned = plan(source, REQUESTS)
     waiting = iter(enumerate(planned))
-    # Longer than anything here takes: a stop in order waits for whoever is under way.
-    patient = {"TOLLBOOK_DRAIN_MS": "120000"}
-    house = House(Place(folder, kafka, keys.address, folder / "tiny", patient))
+    stack = books.stack
+    house = House(
+        Place(
+            tmp_path,
+            stack.address("kafka"),
+            stack.address("pricing-server"),
+            tiny_model_folder(),
+            # Longer than anything here takes: a stop in order waits for whoever is under way.
+            {"TOLLBOOK_DRAIN_MS": "120000"},
+            stack.address("inference"),
+        )
+    )
     crowd = Crowd(house)
     begun = 0
     watched = 0
@@ -377,7 +159,7 @@ async def test_every_token_is_billed_or_itemised(
         for number, name in waiting:
             begun = number + 1
             own = random.Random(f"{SEED}/{number}")
-            account = f"acct-{own.randrange(16)}"
+            account = ACCOUNTS[own.randrange(len(ACCOUNTS))]
             await SITUATIONS[name](crowd, own, account, f"c:{name}:{number}")
 
     async def kill() -> None:
@@ -417,14 +199,18 @@ async def test_every_token_is_billed_or_itemised(
         planned += await stop_under_load(crowd)
     finally:
         await house.end()
-    received = await topic(kafka)
-    said, residual = table(received, planned, house.kills)
-    print(f"\n{said}")
-    assert residual == 0
+    received = await topic(stack.address("kafka"))
     assert len(check_conserved(received)) == KILLS + 1
     closed = {i.record.stream_id for i in received if i.record.HasField("stream_close")}
     assert closed == {item.record.stream_id for item in received}
     events = events_of(received)
+    receipts = await books.charged(events)
+    said, residual = table(received, receipts, planned, house.kills)
+    print(f"\n{said}")
+    assert residual == 0
+    in_events, counted, wasted = await books.sums()
+    assert in_events == sum(metered_of(event) for event in events.values())
+    assert counted == in_events + wasted
     assert set(events) <= set(crowd.told)
     assert len(crowd.told) == len(planned)
     for key, told in crowd.told.items():

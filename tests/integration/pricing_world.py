@@ -12,7 +12,7 @@ import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Self, TypeVar
 
 import grpc
 import grpc.aio
@@ -105,7 +105,7 @@ class World:
         self._seq: dict[int, int] = {}
         self._ends: dict[int, int] = {}
 
-    async def __aenter__(self) -> World:
+    async def __aenter__(self) -> Self:
         self._ledger_channel = grpcs.channel(self.stack.address("ledger-server"))
         self._pricing_channel = grpcs.channel(self.stack.address("pricing-server"))
         self.ledger: Any = ledger_pb2_grpc.LedgerServiceStub(self._ledger_channel)

@@ -19,7 +19,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import grpc
 import grpc.aio
@@ -116,7 +116,7 @@ class WholeWorld(World):
         self.asked: dict[tuple[str, str], Asked] = {}
         self._secrets: dict[str, str] = {}
 
-    async def __aenter__(self) -> WholeWorld:
+    async def __aenter__(self) -> Self:
         await super().__aenter__()
         self.inference_channel = grpcs.channel(self.stack.address("inference"))
         self.inference: Any = inference_pb2_grpc.InferenceServiceStub(self.inference_channel)
@@ -272,6 +272,10 @@ class WholeWorld(World):
     async def recorded(self) -> list[pricing_pb2.LogPosition]:
         """Wait until all that anyone sent is in the logs; their sizes then."""
         await self.conservation()
+        return await self.logged()
+
+    async def logged(self) -> list[pricing_pb2.LogPosition]:
+        """Wait until all that the broker has is in the logs; their sizes then."""
         topic, partitions = (
             self.environment["TOLLBOOK_TOPIC"],
             int(self.environment["TOLLBOOK_PARTITIONS"]),

@@ -10,9 +10,10 @@ Every instant falls in one window, and in the same one for whoever asks.
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, timedelta
-from functools import lru_cache
 from typing import Final
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from zoneinfo import ZoneInfo
+
+from pricing.domain import hours
 
 MINUTE: Final = "minute"
 HOUR: Final = "hour"
@@ -34,15 +35,14 @@ def zone_problem(name: str) -> str | None:
     """What is wrong with a zone's name, or None. "" is UTC."""
     try:
         zone_of(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
+    except ValueError:
         return f"there is no time zone {name[:70]!r}; give an IANA name such as Europe/Berlin"
     return None
 
 
-@lru_cache(maxsize=512)
 def zone_of(name: str) -> ZoneInfo:
-    """The zone. Errors: ZoneInfoNotFoundError, ValueError."""
-    return ZoneInfo(name or "UTC")
+    """The zone, as cards have it: of the pinned data, not of the machine's. Errors: ValueError."""
+    return hours.zone(name or "UTC")
 
 
 def instant_us(moment: datetime) -> int:

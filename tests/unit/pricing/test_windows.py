@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import zoneinfo
 from datetime import UTC, datetime, timedelta
+from importlib import resources
+from pathlib import Path
 from zoneinfo import ZoneInfo
 
 import pytest
@@ -112,5 +115,25 @@ def test_no_instant_whatever_stops_it(at_us: int, zone: str, window: str) -> Non
 def test_a_zone_that_is_none_is_named() -> None:
     assert windows.zone_problem("Europe/Berlin") is None
     assert windows.zone_problem("") is None
-    for name in ("Mars/Olympus", "../etc/passwd", "\0", "/etc/localtime"):
+    for name in ("Mars/Olympus", "../etc/passwd", "\0", "/etc/localtime", "localtime", "x" * 5_000):
         assert windows.zone_problem(name)
+
+
+def test_a_zone_is_what_the_pinned_data_say_whatever_the_machine_has(tmp_path: Path) -> None:
+    """Two machines with other zone files have the same windows: limits and bills go by them."""
+    (tmp_path / "Asia").mkdir()
+    tokyo = resources.files("tzdata").joinpath("zoneinfo", "Asia", "Tokyo").read_bytes()
+    (tmp_path / "Asia" / "Tehran").write_bytes(tokyo)
+    (tmp_path / "Here").write_bytes(tokyo)
+    before = zoneinfo.TZPATH
+    zoneinfo.reset_tzpath([str(tmp_path)])
+    ZoneInfo.clear_cache()
+    try:
+        new_year = datetime(2026, 1, 1, tzinfo=ZoneInfo("Asia/Tehran"))
+        assert new_year.utcoffset() == timedelta(hours=9)
+        noon_us = windows.instant_us(datetime(2026, 1, 1, 12, tzinfo=UTC))
+        assert windows.local(noon_us, "Asia/Tehran").utcoffset() == timedelta(hours=3.5)
+        assert windows.zone_problem("Here")
+    finally:
+        zoneinfo.reset_tzpath(before)
+        ZoneInfo.clear_cache()

@@ -13,7 +13,15 @@ import asyncpg
 import grpc
 import pytest
 from bench import trickle_load, usage_load
-from tests.integration.pricing_world import PARTS, T0_US, TIMEOUT_S, Metadata, World, again
+from tests.integration.pricing_world import (
+    PARTS,
+    T0_US,
+    TIMEOUT_S,
+    Metadata,
+    World,
+    again,
+    reason_of,
+)
 from tests.integration.test_pricing import refused
 
 from kernel.clock import timestamp_of
@@ -303,7 +311,15 @@ async def test_validation_names_places_and_what_is_odd(house: House) -> None:
     gaps = [one.message for one in await findings(no_output) if one.reason == "GAP"]
     assert any("'out'" in message and "suspense" in message for message in gaps)
     twin = await findings(card("even", "odd", "1"))
-    assert {one.reason for one in twin} >= {"OVERLAP"}
+    tied = [one for one in twin if one.severity == cards_pb2.SEVERITY_ERROR]
+    assert {one.reason for one in tied} == {"AMBIGUOUS"}
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.world.cards.ProposeRateCard(
+            cards_pb2.ProposeRateCardRequest(yaml=card("even", "odd", "1")),
+            metadata=house.ann,
+            timeout=30,
+        )
+    assert reason_of(refused.value) == "AMBIGUOUS"
 
 
 async def test_a_preview_comes_to_what_would_be_charged(house: House) -> None:

@@ -1,4 +1,4 @@
-"""docs/pricing-team.md, run: its files written, its commands typed, its answers compared."""
+"""docs/pricing-team.md and docs/accounts.md, run: files written, commands typed, answers held."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime
@@ -19,7 +20,9 @@ from tollbook.stack import Stack, running_stack
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGE = ROOT / "docs" / "pricing-team.md"
+DOCS = ROOT / "docs"
+# One stack for both, in this order: the card of the first prices the usage of the second.
+PAGES = (DOCS / "pricing-team.md", DOCS / "accounts.md")
 _STEP = re.compile(r"^```(\w+)\n(.*?)^```$|^<!-- usage: (.*?) -->$", re.MULTILINE | re.DOTALL)
 
 
@@ -32,8 +35,8 @@ class Step:
     line: int
 
 
-def steps() -> Iterator[Step]:
-    page = PAGE.read_text()
+def steps(path: Path) -> Iterator[Step]:
+    page = path.read_text()
     for found in _STEP.finditer(page):
         line = page.count("\n", 0, found.start()) + 1
         if found[3] is not None:
@@ -81,7 +84,7 @@ async def use(world: World, text: str) -> None:
 
 
 @pytest.mark.timeout(900)  # half a minute of commands, each a process; more where others work too
-async def test_the_page_says_what_happens(stack: Stack, tmp_path: Path) -> None:
+async def test_the_pages_say_what_happens(stack: Stack, tmp_path: Path) -> None:
     environment = {**os.environ, **stack.environment()}
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 
@@ -99,10 +102,11 @@ async def test_the_page_says_what_happens(stack: Stack, tmp_path: Path) -> None:
         )
         return done.stdout
 
-    ran = 0
+    ran: Counter[str] = Counter()
+    wrong: list[str] = []
     async with World(stack) as world:
-        for step in steps():
-            place = f"{PAGE.name} line {step.line}"
+        for page, step in [(path, found) for path in PAGES for found in steps(path)]:
+            place = f"{page.name} line {step.line}"
             match step.kind:
                 case "usage":
                     await use(world, step.text)
@@ -111,11 +115,13 @@ async def test_the_page_says_what_happens(stack: Stack, tmp_path: Path) -> None:
                     (tmp_path / name).write_text(step.text)
                 case "console":
                     for command, shown in commands(step.text):
-                        printed = typed(command.replace("EXAMPLES", str(PAGE.parent / "examples")))
-                        assert fits(shown, printed), f"{place}: $ {command}\n{printed}"
-                        ran += 1
-                case "python":
-                    pass  # an excerpt of an example that a console block runs
+                        printed = typed(command.replace("EXAMPLES", str(DOCS / "examples")))
+                        if not fits(shown, printed):
+                            wrong.append(f"{place}: $ {command}\n{printed}")
+                        ran[page.name] += 1
+                case "python" | "json":
+                    pass  # an excerpt of an example that a console block runs, or of what is sent
                 case other:
                     pytest.fail(f"{place}: a block of {other!r} is run by nobody")
-    assert ran > 15
+    assert wrong == [], "\n".join(wrong)
+    assert all(ran[page.name] > 15 for page in PAGES), ran

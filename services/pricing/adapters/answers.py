@@ -9,6 +9,7 @@ import asyncpg
 
 from kernel import errors
 from kernel.clock import timestamp_of
+from kernel.placement import CONTROL_LOG
 from pricing.adapters import database, listings, month_receipts, queries
 from pricing.adapters.control_view import ControlView
 from pricing.adapters.ledger_client import Ledger
@@ -189,6 +190,10 @@ class PricingAnswers(pricing_pb2_grpc.PricingServiceServicer):
         """Answer with what one event was charged, rated anew from its log entry."""
         receipt = await self.receipt(request.account_id, request.event_id)
         return pricing_pb2.GetReceiptResponse(receipt=receipt)
+
+    async def catch_up(self) -> None:
+        """Know all that the control log holds now, re-ratings among it. Errors: Unavailable."""
+        await self._view.reach(await self._ledger.size(CONTROL_LOG), _VIEW_WAIT_S)
 
     async def receipt(self, account_id: str, event_id: str) -> pricing_pb2.Receipt:
         """What one event was charged. Errors: NotFound."""

@@ -101,11 +101,14 @@ class CreditChanges(ControlChanges):
         """Give back an event's charge, or a part of it, once."""
         made = request.refund
         refuse("refund", credit.refund_problem(made))
+        await self._answers.catch_up()
         receipt = await self._answers.receipt(made.account_id, made.event_id)
-        total_pico = int(receipt.total.amount_pico or "0")
+        # What it costs since: a re-rating may have given back a part already.
+        total = receipt.corrections[-1].total if receipt.corrections else receipt.total
+        total_pico = int(total.amount_pico or "0")
         if int(made.amount.amount_pico) > total_pico:
             raise errors.FailedPrecondition(
-                f"event {made.event_id!r} was charged {total_pico} pico, the refund is of"
+                f"event {made.event_id!r} costs {total_pico} pico, the refund is of"
                 f" {made.amount.amount_pico}; refund no more than the charge",
                 reason="REFUND_TOO_LARGE",
             )

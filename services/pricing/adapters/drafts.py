@@ -105,7 +105,18 @@ class Drafts:
             self._recorder.clock.now_us(),
             places_in(yaml),
         )
-        return [_warning(one.reason, one.message, one.line, one.column) for one in found]
+        return [
+            cards_pb2.Finding(
+                severity=cards_pb2.SEVERITY_ERROR
+                if one.reason in card_review.ERRORS
+                else cards_pb2.SEVERITY_WARNING,
+                reason=one.reason,
+                message=one.message,
+                line=one.line,
+                column=one.column,
+            )
+            for one in found
+        ]
 
     async def _previewed(self, yaml: str, max_entries: int, context: Any) -> Previewed:
         return await self._rehearser.run(

@@ -1,6 +1,7 @@
 """What is odd about a draft beside the cards in force: for a person to look at.
 
-Nothing here refuses a card; what is wrong with it in itself is card_rules.py's.
+What is wrong with it in itself is card_rules.py's; of what is found here a tie with
+another card (ERRORS) keeps it from being put in force, and nothing else does.
 A line is looked at through a leaf that it is for, rated by the very rules that
 charge: by the cards as they are, and by the cards with the draft. Pure.
 """
@@ -16,12 +17,11 @@ from kernel.clock import rfc3339
 from kernel.money import format_pico
 from pricing.domain.card import Card, Line, content_hash
 from pricing.domain.card_diff import factor_of
-from pricing.domain.catalogue import Catalogue, Priced, PublishedCard, published_card
-from pricing.domain.dimensions import STANDARD_TIER, Context, LeafKey
-from pricing.domain.events import Event, EventLeaf
+from pricing.domain.card_samples import priced_sample, sample_of, words_of
+from pricing.domain.card_ties import ties
+from pricing.domain.catalogue import Catalogue, PublishedCard, published_card
+from pricing.domain.dimensions import Context
 from pricing.domain.price_list import leaf_words, usual_leaves
-from pricing.domain.rating import rate_event
-from tollbook.usage.v1 import usage_pb2 as usage
 
 TENFOLD: Final = "TENFOLD"
 UNIT_TYPO: Final = "UNIT_TYPO"
@@ -29,6 +29,9 @@ FREE: Final = "FREE"
 GAP: Final = "GAP"
 TIME_GAP: Final = "TIME_GAP"
 OVERLAP: Final = "OVERLAP"
+AMBIGUOUS: Final = "AMBIGUOUS"
+ERRORS: Final = frozenset({AMBIGUOUS})
+"""What a card is not put in force with."""
 UNPRICED_IN_USE: Final = "UNPRICED_IN_USE"
 
 # What published prices of a token lie between, with a wide margin: 0.001 to 10,000 a million.
@@ -66,11 +69,17 @@ def review(
     card = replace(draft, effective_from_us=0, effective_to_us=None)
     entry = published_card(0, card, _DRAFT_VERSION, content_hash(draft.document()))
     others = [known for known in entries if known.card.card_id != draft.card_id]
-    sides = _Sides(Catalogue(entries), Catalogue([*others, entry]), Catalogue(others))
+    purpose = draft.purpose
+    sides = _Sides(
+        Catalogue(entries, purpose),
+        Catalogue([*others, entry], purpose),
+        Catalogue(others, purpose),
+    )
     before = _in_force(draft.card_id, entries, now_us)
     found = [
         *price_flags(draft, before, sides.now, now_us, where),
-        *_overlaps(draft, sides, now_us, where),
+        *_ambiguous(draft, entries, now_us, where),
+        *_unreached(draft, sides, now_us, where),
         *_gaps(draft, before, sides, now_us, where),
         *_time_gaps(draft, entries),
     ]
@@ -86,48 +95,6 @@ def _in_force(card_id: str, entries: Sequence[PublishedCard], now_us: int) -> Ca
     return None
 
 
-def sample_of(line: Line) -> tuple[Context, LeafKey]:
-    """A request and a leaf that a line is for."""
-    # A word that stands for any other is one of them.
-    match = {name: "any" if word == "*" else word for name, word in line.match}
-    model = match.get("model", match.get("base_model", "any-model"))
-    context = Context(
-        model=model,
-        base_model=match.get("base_model", model),
-        adapter=match.get("adapter", ""),
-        service_tier=match.get("service_tier", STANDARD_TIER),
-        region=match.get("region", ""),
-    )
-    is_token = line.unit == "token"
-    key = LeafKey(
-        unit=line.unit,
-        direction=match.get("direction", "in" if is_token else "none"),
-        modality=match.get("modality", "text"),
-        cache_use=match.get("cache_use", "none"),
-        cache_ttl=match.get("cache_ttl", "default"),
-        token_kind=match.get("token_kind", "plain"),
-        attribute=match.get("attribute", ""),
-    )
-    return context, key
-
-
-def _priced(
-    catalogue: Catalogue, draft: Card, context: Context, key: LeafKey, at_us: int
-) -> Priced | None:
-    """What prices a leaf of an account that the draft is for."""
-    event = Event(
-        position=0,
-        event_id="",
-        account_id=draft.accounts[0] if draft.accounts else "",
-        context=context,
-        outcome=usage.OUTCOME_COMPLETE,
-        event_time_us=at_us,
-        leaves=(EventLeaf(key, 1, 0),),
-        engine_id="",
-    )
-    return rate_event(event, draft.currency, catalogue)[0].priced
-
-
 def price_flags(
     draft: Card, before: Card | None, now: Catalogue, now_us: int, where: Where
 ) -> Iterator[Finding]:
@@ -139,7 +106,7 @@ def price_flags(
             yield Finding(FREE, *place, f"line {line.line_id!r} is free: its price is 0")
         old = old_lines.get(line.line_id)
         if old is None:
-            known = _priced(now, draft, *sample_of(line), now_us)
+            known = priced_sample(now, draft, sample_of(line), now_us)
             old = known.line if known is not None else None
         if old is not None and old.unit == line.unit and old.price_pico and line.price_pico:
             if message := _jump(line, old.price_pico):
@@ -174,29 +141,28 @@ def _jump(line: Line, old_pico: int) -> tuple[str, str] | None:
     return TENFOLD, change
 
 
-def _overlaps(draft: Card, sides: _Sides, now_us: int, where: Where) -> Iterator[Finding]:
+def _ambiguous(
+    draft: Card, entries: Sequence[PublishedCard], now_us: int, where: Where
+) -> Iterator[Finding]:
+    for tie in ties(draft, entries, now_us):
+        yield Finding(AMBIGUOUS, *where(tie.line_id), tie.words)
+
+
+def _unreached(draft: Card, sides: _Sides, now_us: int, where: Where) -> Iterator[Finding]:
     for line in draft.lines:
         sample = sample_of(line)
-        other = _priced(sides.others, draft, *sample, now_us)
-        if other is None:
+        winner = priced_sample(sides.then, draft, sample, now_us)
+        if winner is None or winner.published.card.card_id == draft.card_id:
             continue
-        rival = other.published.card
+        rival = winner.published.card
         if bool(rival.accounts) == bool(draft.accounts) and rival.priority == draft.priority:
-            yield Finding(
-                OVERLAP,
-                *where(line.line_id),
-                f"line {line.line_id!r} and card {rival.card_id!r} line {other.line.line_id!r} both"
-                f" price {_what(sample)}; the cards' ids decide: set 'priority'",
-            )
-            continue
-        winner = _priced(sides.then, draft, *sample, now_us)
-        if winner is not None and winner.published.card.card_id == rival.card_id:
-            yield Finding(
-                OVERLAP,
-                *where(line.line_id),
-                f"line {line.line_id!r} is not reached for {_what(sample)}: card"
-                f" {rival.card_id!r} is asked first",
-            )
+            continue  # a tie, which is told as one
+        yield Finding(
+            OVERLAP,
+            *where(line.line_id),
+            f"line {line.line_id!r} is not reached for {words_of(sample)}: card"
+            f" {rival.card_id!r} is asked first",
+        )
 
 
 def _gaps(
@@ -204,11 +170,11 @@ def _gaps(
 ) -> Iterator[Finding]:
     for line in before.lines if before is not None else ():
         sample = sample_of(line)
-        if _priced(sides.then, draft, *sample, now_us) is None:
+        if priced_sample(sides.then, draft, sample, now_us) is None:
             yield Finding(
                 GAP,
                 *where(line.line_id),
-                f"line {line.line_id!r} of the version in force prices {_what(sample)}; nothing"
+                f"line {line.line_id!r} of the version in force prices {words_of(sample)}; nothing"
                 " would: its usage would wait in suspense",
             )
     seen: set[Context] = set()
@@ -222,7 +188,7 @@ def _gaps(
             for key in usual_leaves()
             if key.unit == "token"
             and key.modality == "text"
-            and _priced(sides.then, draft, context, key, now_us) is None
+            and priced_sample(sides.then, draft, (context, key), now_us) is None
         ]
         if missing:
             yield Finding(
@@ -249,9 +215,3 @@ def _time_gaps(draft: Card, entries: Sequence[PublishedCard]) -> Iterator[Findin
             f"no version is in force from {rfc3339(last_us)} to"
             f" {rfc3339(draft.effective_from_us)}: usage of that time would wait in suspense",
         )
-
-
-def _what(sample: tuple[Context, LeafKey]) -> str:
-    context, key = sample
-    tier = f" ({context.service_tier})" if context.service_tier != STANDARD_TIER else ""
-    return f"{context.model!r} {leaf_words(key)}{tier}"

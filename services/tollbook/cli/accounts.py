@@ -8,14 +8,16 @@ import secrets
 from typing import Final
 
 import click
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from kernel import ids
-from kernel.errors import InvalidArgument
-from kernel.money import MoneyError, format_pico, parse_amount
+from kernel.money import format_pico
+from tollbook.cli.amounts import amount_of, said
+from tollbook.cli.instants import INSTANT
 from tollbook.cli.pricing_calls import as_json, ask
 from tollbook.cli.tables import table
 from tollbook.listing import all_balances
-from tollbook.pricing.v1 import control_pb2, money_pb2, pricing_pb2
+from tollbook.pricing.v1 import control_pb2, pricing_pb2
 
 _SECRET_BYTES: Final = 32
 
@@ -110,25 +112,32 @@ def revoke_key(key: str) -> None:
 @click.option("--id", "grant_id", default="", help="Grants once, however often it is called.")
 @click.option("--currency", default="", help="By default the account's.")
 @click.option("--reason", default="", help="Why.")
-def grant(account: str, amount: str, grant_id: str, currency: str, reason: str) -> None:
+@click.option("--priority", default=0, show_default=True, help="Lower numbers pay first.")
+@click.option("--expires", type=INSTANT, help="What is left of it then is void.")
+@click.option("--project", default="", help="For this project alone.")
+def grant(
+    account: str,
+    amount: str,
+    grant_id: str,
+    currency: str,
+    reason: str,
+    priority: int,
+    expires: Timestamp | None,
+    project: str,
+) -> None:
     """Give ACCOUNT credit of AMOUNT, such as 25.00."""
-    try:
-        amount_pico = parse_amount(amount)
-    except MoneyError as error:
-        raise InvalidArgument(f"AMOUNT: {error}") from None
-    if not currency:
-        whose = pricing_pb2.GetBalanceRequest(account_id=account)
-        found = ask(lambda to, timeout_s: to.pricing.GetBalance(whose, timeout=timeout_s))
-        currency = found.balance.available.currency
     made = control_pb2.CreditGranted(
         grant_id=grant_id or ids.new_id("grant"),
         account_id=account,
-        amount=money_pb2.Amount(currency=currency, amount_pico=str(amount_pico)),
+        amount=amount_of("AMOUNT", amount, account, currency),
         reason=reason,
+        priority=priority,
+        expires_time=expires,
+        project_id=project,
     )
     request = pricing_pb2.GrantCreditRequest(grant=made)
     answer = ask(lambda to, timeout_s: to.control.GrantCredit(request, timeout=timeout_s))
     click.echo(
-        f"granted {format_pico(amount_pico)} {currency} to {account}"
+        f"granted {said(made.amount)} to {account}"
         f" ({made.grant_id}, control position {answer.position})"
     )

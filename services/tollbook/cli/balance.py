@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from typing import Final
 
 import click
+from google.protobuf.timestamp_pb2 import Timestamp
 
 from kernel.clock import rfc3339, us_of
 from kernel.money import format_pico
+from tollbook.cli.instants import INSTANT
 from tollbook.cli.pricing_calls import as_json, ask
 from tollbook.cli.tables import table
 from tollbook.listing import all_balances
@@ -21,9 +23,12 @@ _FOR_PROGRAMS = click.option("--json", "for_programs", is_flag=True, help="For p
 
 @click.command()
 @click.argument("account", required=False)
+@click.option("--as-of", type=INSTANT, help="By events of before this minute, by their own time.")
 @_FOR_PROGRAMS
-def balance(account: str | None, for_programs: bool) -> None:
+def balance(account: str | None, as_of: Timestamp | None, for_programs: bool) -> None:
     """Show the balance of ACCOUNT, or all balances, and the log positions they are true at."""
+    if account is None and as_of is not None:
+        raise click.UsageError("--as-of is of one account: name it")
     if account is None:
         listed = ask(lambda to, timeout_s: all_balances(to.pricing, timeout_s))
         if for_programs:
@@ -33,12 +38,16 @@ def balance(account: str | None, for_programs: bool) -> None:
         click.echo(f"\nat {_positions(listed.positions)}")
         click.echo(f"digest {listed.balances_digest.hex()}")
         return
-    request = pricing_pb2.GetBalanceRequest(account_id=account)
+    request = pricing_pb2.GetBalanceRequest(account_id=account, as_of_time=as_of)
     answer = ask(lambda to, timeout_s: to.pricing.GetBalance(request, timeout=timeout_s))
     if for_programs:
         click.echo(as_json(answer))
         return
-    click.echo(table(_HEAD, [_row(answer.balance)]))
+    if as_of is None:
+        click.echo(table(_HEAD, [_row(answer.balance)]))
+    else:
+        # What was used and what waited is not kept by the minute: no 0 is shown for it.
+        click.echo(table(_HEAD[:5], [_row(answer.balance)[:5]]))
     click.echo(f"\nat {_positions(answer.positions)}")
 
 

@@ -26,8 +26,8 @@ def validate(file: Path, offline: bool) -> None:
     """Check the card in FILE; nothing is recorded.
 
     Exit 0 when it could be proposed, else 1 with the line of every problem.
-    What is odd about it beside the cards in force and the usage of late (gaps,
-    overlaps, models in use without a price, units) is told too, and refuses nothing.
+    A tie with another card is one. What else is odd beside the cards in force and the usage of
+    late (gaps, models in use without a price, units) is told too, and refuses nothing.
     """
     yaml = read_card(file)
     if offline:

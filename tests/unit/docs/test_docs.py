@@ -163,7 +163,7 @@ def test_no_page_speaks_of_a_setting_that_is_not_there(page: Path) -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=page_id)
 def test_commands_are_there(page: Path) -> None:
-    said = re.findall(r"(?:`|^\s*|\$ |bin/)tollbook ([a-z]+)", page.read_text(), re.MULTILINE)
+    said = re.findall(r"(?:`|^\s*|\$ |bin/)tollbook ([a-z-]+)", page.read_text(), re.MULTILINE)
     known = {name for name, entry in COMMANDS.items() if is_there(entry)}
     assert set(said) <= known
 

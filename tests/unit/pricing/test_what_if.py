@@ -290,10 +290,47 @@ def test_a_review_finds_jumps_typos_gaps_and_overlaps() -> None:
     assert any("large" in message for message in found(without, base)["GAP"])
     assert "OVERLAP" not in found(base, base)
     twin = base.replace("card: c", "card: d")
-    assert any("'priority'" in message for message in found(twin, base)["OVERLAP"])
+    assert any("'priority'" in message for message in found(twin, base)["AMBIGUOUS"])
     behind = twin.replace("currency: USD", "currency: USD\npriority: -1")
     assert any("not reached" in message for message in found(behind, base)["OVERLAP"])
     ended = base.replace("lines:", "effective_to: 2026-01-02T00:00:00Z\nlines:")
     late = base.replace("2026-01-01", "2026-01-03")
     assert "TIME_GAP" in found(late, ended)
     assert "TIME_GAP" not in found(late, base)
+
+
+def tied(draft: str, *others: str) -> list[str]:
+    """Messages of what ties a draft with published cards."""
+    return found(draft, *others).get("AMBIGUOUS", [])
+
+
+def test_cards_tie_that_price_the_same_at_one_time_and_that_nothing_orders() -> None:
+    base = yaml(1, 2).replace("price: ", "per: 1000000, price: ")
+    twin = base.replace("card: c", "card: d")
+    lines = len(parse_card(twin).lines)
+    assert len(tied(twin, base)) == lines
+    # What is told apart: by priority, by who it is for, by when, by what for.
+    assert tied(twin.replace("currency: USD", "currency: USD\npriority: 1"), base) == []
+    assert tied(twin.replace("currency: USD", "currency: USD\naccounts: [acme]"), base) == []
+    assert tied(twin.replace("currency: USD", "currency: USD\npurpose: cost"), base) == []
+    assert tied(twin.replace("currency: USD", "currency: EUR"), base) == []
+    ended = base.replace("lines:", "effective_to: 2026-06-01T00:00:00Z\nlines:")
+    assert tied(twin.replace("2026-01-01", "2026-06-01"), ended) == []
+    assert len(tied(twin.replace("2026-01-01", "2026-05-31"), ended)) == lines
+    # A card that begins while the draft applies ties from then on.
+    assert len(tied(twin, base.replace("2026-01-01", "2026-09-01"))) == lines
+    until = twin.replace("lines:", "effective_to: 2026-09-01T00:00:00Z\nlines:")
+    assert tied(until, base.replace("2026-01-01", "2026-09-01")) == []
+    # A later version of the other that says which goes first says it for both.
+    assert tied(twin, base, base.replace("currency: USD", "currency: USD\npriority: 1")) == []
+
+
+def test_cards_of_accounts_tie_where_they_share_one() -> None:
+    base = yaml(1, 2).replace("price: ", "per: 1000000, price: ")
+    own = base.replace("currency: USD", "currency: USD\naccounts: [acme, globex]")
+    other = base.replace("card: c", "card: d")
+    shared = other.replace("currency: USD", "currency: USD\naccounts: [birch, globex]")
+    assert all("account 'globex'" in message for message in tied(shared, own))
+    assert tied(shared, own) != []
+    apart = other.replace("currency: USD", "currency: USD\naccounts: [birch]")
+    assert tied(apart, own) == []

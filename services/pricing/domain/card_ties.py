@@ -1,0 +1,81 @@
+"""Cards that tie: two for the same accounts, of one priority, that price the same leaf at one time.
+
+Which of them charges would be decided by their ids, which nobody chose for
+that. So it is an error of whoever would put the second in force, and not found
+out on a bill. Pure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Final, NamedTuple
+
+from pricing.domain.card import Card
+from pricing.domain.card_samples import priced_sample, sample_of, words_of
+from pricing.domain.catalogue import Catalogue, PublishedCard
+
+_MAX_ACCOUNTS: Final = 64
+_MAX_INSTANTS: Final = 64
+_MAX_TIES: Final = 100
+
+
+class Tie(NamedTuple):
+    """A line of a draft and the line of another card that it ties with."""
+
+    line_id: str
+    words: str
+    """For people."""
+
+
+def ties(draft: Card, entries: Sequence[PublishedCard], now_us: int) -> Iterator[Tie]:
+    """Lines of a draft that tie with cards in force, now or once both are."""
+    others = [
+        known
+        for known in entries
+        if known.card.card_id != draft.card_id
+        and known.card.purpose == draft.purpose
+        and known.card.currency == draft.currency
+    ]
+    if any(_rivals(known.card, draft) for known in others):
+        yield from islice(_found(draft, others, now_us), _MAX_TIES)
+
+
+def _rivals(card: Card, draft: Card) -> bool:
+    """Whether nothing says which of two cards is asked first."""
+    return card.priority == draft.priority and bool(card.accounts) == bool(draft.accounts)
+
+
+def _found(draft: Card, others: Sequence[PublishedCard], now_us: int) -> Iterator[Tie]:
+    catalogue = Catalogue(others, draft.purpose)
+    both = {name for known in others for name in known.card.accounts} & set(draft.accounts)
+    accounts = sorted(both)[:_MAX_ACCOUNTS] if draft.accounts else [""]
+    instants = _instants(draft, others, now_us)
+    for line in draft.lines:
+        sample = sample_of(line)
+        for at_us, account_id in ((at_us, name) for at_us in instants for name in accounts):
+            other = priced_sample(catalogue, draft, sample, at_us, account_id)
+            # Another that goes before both decides, and there is no doubt.
+            if other is not None and _rivals(other.published.card, draft):
+                whose = f" for account {account_id!r}" if account_id else ""
+                yield Tie(
+                    line.line_id,
+                    f"line {line.line_id!r} and card {other.published.card.card_id!r} line"
+                    f" {other.line.line_id!r} both price {words_of(sample)}{whose}, and nothing"
+                    " says which goes first: set 'priority', or retire the other from then on",
+                )
+                break
+
+
+def _instants(draft: Card, others: Sequence[PublishedCard], now_us: int) -> list[int]:
+    """When a draft begins to apply, and when another card begins while it does."""
+    first_us = max(now_us, draft.effective_from_us)
+    starts = {known.card.effective_from_us for known in others}
+    later = sorted(
+        at_us
+        for at_us in starts
+        if at_us > first_us and (draft.effective_to_us is None or at_us < draft.effective_to_us)
+    )
+    if draft.effective_to_us is not None and draft.effective_to_us <= first_us:
+        return []
+    return [first_us, *later[:_MAX_INSTANTS]]

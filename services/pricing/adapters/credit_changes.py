@@ -210,9 +210,14 @@ class CreditChanges(ControlChanges):
             _key(kind, ident), record, context, lambda: self._row(_CHANGE, kind, ident)
         )
         if row["body"] != made.SerializeToString(deterministic=True):
-            raise errors.AlreadyExists(
-                f"{ident!r} stands for another change; use a new id", reason="CHANGE_EXISTS"
+            # A refund has no id but its event's.
+            what = (
+                "was refunded before, by another amount or for another reason: an event is"
+                " refunded once"
+                if kind == credit.REFUND
+                else "stands for another change; use a new id"
             )
+            raise errors.AlreadyExists(f"{ident!r} {what}", reason="CHANGE_EXISTS")
         position: int = row["control_position"]
         return position
 

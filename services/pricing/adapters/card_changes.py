@@ -7,6 +7,7 @@ names the control size it is true at. What rates the log's usage again
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
@@ -51,7 +52,7 @@ class CardChanges:
         version = state.cards.versions.get((card.card_id, newest))
         if version is None or version.content_hash != digest or version.is_over:
             newest += 1
-            self._refuse_ties(state, card)
+            await self._refuse_ties(state, card)
             why = await self._recorder.record(
                 f"card:{card.card_id}:{newest}",
                 control_pb2.ControlRecord(
@@ -103,7 +104,7 @@ class CardChanges:
             if problem := state.cards.approval_problem(made):
                 raise errors.FailedPrecondition(problem, reason="CANNOT_APPROVE")
             # Another card may have been put in force since it was proposed.
-            self._refuse_ties(state, version.card, made)
+            await self._refuse_ties(state, version.card, made)
             why = await self._recorder.record(
                 f"card-approved:{request.card_id}:{request.version}:{state.size}",
                 control_pb2.ControlRecord(rate_card_approved=made),
@@ -118,13 +119,15 @@ class CardChanges:
             effective_from=timestamp_of(entry.card.effective_from_us),
         )
 
-    def _refuse_ties(
+    async def _refuse_ties(
         self, state: ControlState, card: Card, made: records.RateCardApproved | None = None
     ) -> None:
         """Refuse a card that another ties with. Errors: FailedPrecondition."""
         if made is not None and made.HasField("effective_from"):
             card = replace(card, effective_from_us=us_of(made.effective_from))
-        found = list(ties(card, state.cards.entries(state.size), self._recorder.clock.now_us()))
+        entries, now_us = state.cards.entries(state.size), self._recorder.clock.now_us()
+        # A large card takes a while to look through: not on the loop that answers everybody.
+        found = await asyncio.to_thread(lambda: list(ties(card, entries, now_us)))
         if found:
             more = f"; {len(found) - 1} lines more" if len(found) > 1 else ""
             raise errors.FailedPrecondition(f"{found[0].words}{more}", reason="AMBIGUOUS")

@@ -12,7 +12,7 @@ from itertools import islice
 from typing import Final, NamedTuple
 
 from pricing.domain.card import Card
-from pricing.domain.card_samples import priced_sample, sample_of, words_of
+from pricing.domain.card_samples import Sample, priced_sample, sample_of, words_of
 from pricing.domain.catalogue import Catalogue, PublishedCard
 
 _MAX_ACCOUNTS: Final = 64
@@ -47,12 +47,16 @@ def _rivals(card: Card, draft: Card) -> bool:
 
 
 def _found(draft: Card, others: Sequence[PublishedCard], now_us: int) -> Iterator[Tie]:
+    named = _Named(others)
+    samples = [(line, sample_of(line)) for line in draft.lines]
+    near = [(line, sample) for line, sample in samples if named.may_price(sample)]
+    if not near:
+        return
     catalogue = Catalogue(others, draft.purpose)
     both = {name for known in others for name in known.card.accounts} & set(draft.accounts)
     accounts = sorted(both)[:_MAX_ACCOUNTS] if draft.accounts else [""]
     instants = _instants(draft, others, now_us)
-    for line in draft.lines:
-        sample = sample_of(line)
+    for line, sample in near:
         for at_us, account_id in ((at_us, name) for at_us in instants for name in accounts):
             other = priced_sample(catalogue, draft, sample, at_us, account_id)
             # Another that goes before both decides, and there is no doubt.
@@ -65,6 +69,26 @@ def _found(draft: Card, others: Sequence[PublishedCard], now_us: int) -> Iterato
                     " says which goes first: set 'priority', or retire the other from then on",
                 )
                 break
+
+
+class _Named:
+    """What cards' lines are for, by names alone: most lines are told apart by them."""
+
+    def __init__(self, cards: Sequence[PublishedCard]) -> None:
+        self._models: set[str] = set()
+        self._units: set[str] = set()
+        """Of lines that are for any model."""
+        for line in (line for known in cards for line in known.card.lines):
+            words = [word for name, word in line.match if name in ("model", "base_model")]
+            self._models.update(words)
+            if not words:
+                self._units.add(line.unit)
+
+    def may_price(self, sample: Sample) -> bool:
+        """Tell whether a line may price a sample."""
+        context, key = sample
+        names = {context.model, context.base_model}
+        return key.unit in self._units or not names.isdisjoint(self._models)
 
 
 def _instants(draft: Card, others: Sequence[PublishedCard], now_us: int) -> list[int]:

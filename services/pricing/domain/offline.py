@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
 from pricing.domain.card import Card, content_hash
+from pricing.domain.card_ties import ties
 from pricing.domain.catalogue import Catalogue, Priced, PublishedCard, published_card
 from pricing.domain.dimensions import Context, LeafKey
 from pricing.domain.events import Event, EventLeaf
@@ -235,6 +236,18 @@ class OfflineRater:
 def currencies(cards: Iterable[Card]) -> list[str]:
     """The currencies of cards, in order."""
     return sorted({card.currency for card in cards})
+
+
+def tied(cards: Sequence[Card]) -> str | None:
+    """What two cards both price, and nothing says which of them goes first; None where all is said.
+
+    A service refuses such a card when it is proposed; a folder is asked as a whole.
+    """
+    entries = _published(cards)
+    for known in entries:
+        for tie in ties(known.card, entries, 0):
+            return f"card {known.card.card_id!r}: {tie.words}"
+    return None
 
 
 def context_units(leaves: Iterable[EventLeaf]) -> int:

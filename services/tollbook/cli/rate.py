@@ -26,7 +26,7 @@ from pricing.domain.dimensions import LeafKey
 from pricing.domain.document import DocumentError
 from pricing.domain.imports import model_names
 from pricing.domain.imports.model_names import ModelNames
-from pricing.domain.offline import OfflineRater, RatedLine, currencies
+from pricing.domain.offline import OfflineRater, RatedLine, currencies, tied
 from pricing.domain.rating import RatedLeaf
 from pricing.domain.readers import json_line
 from pricing.domain.readers.reading import OUT_OF_RANGE, UsageReadError
@@ -256,6 +256,8 @@ def _cards(folder: Path) -> list[Card]:
             found.append(parse_card(read_card(file)))
         except DocumentError as error:
             fail(file, [str(problem) for problem in error.problems])
+    if problem := tied(found):
+        raise InvalidArgument(problem)
     return found
 
 

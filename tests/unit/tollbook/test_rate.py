@@ -274,6 +274,7 @@ BROKEN = [
     ({}, "1 to 10000 are read"),
     ({"1.yaml": CARD.replace("3.00", "-3.00")}, "SystemExit"),
     ({"1.yaml": CARD, "2.yaml": CARD.replace("USD", "EUR")}, "say --currency"),
+    ({"1.yaml": CARD, "2.yaml": CARD.replace("card: standard", "card: other")}, "set 'priority'"),
 ]
 
 

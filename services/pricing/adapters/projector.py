@@ -44,6 +44,8 @@ event costs a fifth less.
 """
 _LOOPS_FROM_LEAVES: Final = 1_000
 _DISCOVER_MS: Final = 1_000
+_DISCOVER_SOON_MS: Final = 100
+"""Until a worker has made its logs, all of which come within moments."""
 
 
 async def rebuild(ledger: Ledger, db: Any) -> tuple[Projection, dict[str, int]]:
@@ -71,6 +73,10 @@ def joined(runs: Iterable[Run]) -> Iterator[Run]:
             yield first
         else:
             yield first._replace(leaves=[raw for part in parts for raw in part.leaves])
+
+
+def _is_usage(name: str) -> bool:
+    return partition_of_log(name) is not None
 
 
 class Projector:
@@ -115,15 +121,16 @@ class Projector:
             listed = await self._ledger.stub.ListLogs(
                 ledger_pb2.ListLogsRequest(without_pins=True), wait_for_ready=True
             )
+            more_may_come = not any(map(_is_usage, self._queues))
             for state in listed.logs:
                 name = state.log
-                wanted = name == CONTROL_LOG or partition_of_log(name) is not None
-                if wanted and name not in self._queues:
+                if name not in self._queues and (name == CONTROL_LOG or _is_usage(name)):
+                    more_may_come = True
                     self._queues[name] = deque()
                     self._space[name] = asyncio.Event()
                     tasks.create_task(self._follow(name, at.get(name, 0)))
             self._on_ready()
-            await asyncio.sleep(_DISCOVER_MS / 1000)
+            await asyncio.sleep((_DISCOVER_SOON_MS if more_may_come else _DISCOVER_MS) / 1000)
 
     async def _follow(self, name: str, first: int) -> None:
         queue, space = self._queues[name], self._space[name]

@@ -10,12 +10,14 @@ from collections.abc import AsyncIterator
 from itertools import pairwise
 from typing import Any, cast
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from pricing.adapters import projector
 from pricing.adapters.ledger_client import Run
 from pricing.adapters.projector import joined
+from tollbook.ledger.v1 import ledger_pb2
 
 
 @given(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 4)), max_size=12), st.integers(0, 9))
@@ -78,3 +80,40 @@ async def test_a_projector_that_is_behind_finds_many_small_runs_at_once() -> Non
     finally:
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
+
+
+async def test_logs_that_a_worker_makes_are_followed_within_moments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Not a moment of those at which it looks for more partitions."""
+    monkeypatch.setattr(projector, "_DISCOVER_MS", 10**9)
+    monkeypatch.setattr(projector, "_DISCOVER_SOON_MS", 1)
+    answers = iter((["control"], ["control"], ["control", "usage-0"], ["usage-0", "usage-1"]))
+    followed: set[str] = set()
+    all_are = asyncio.Event()
+
+    class Ledger:
+        stub: Any = None
+
+        async def ListLogs(self, request: Any, wait_for_ready: bool) -> Any:  # noqa: N802
+            logs = [ledger_pb2.LogState(log=name) for name in next(answers)]
+            return ledger_pb2.ListLogsResponse(logs=logs)
+
+        async def follow(self, name: str, first: int) -> AsyncIterator[Run]:
+            followed.add(name)
+            if len(followed) == 3:
+                all_are.set()
+            await asyncio.Event().wait()
+            yield Run(name, first, [], 1, {})
+
+    ledger: Any = Ledger()
+    ledger.stub = ledger
+    nothing: Any = None
+    made = projector.Projector(nothing, nothing, ledger, nothing, lambda: None)
+    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+        looking = tasks.create_task(made._discover({}, tasks))
+        await all_are.wait()
+        looking.cancel()
+        for task in asyncio.all_tasks() - {asyncio.current_task()}:
+            task.cancel()
+    assert followed == {"control", "usage-0", "usage-1"}

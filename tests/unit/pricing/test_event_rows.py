@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
+from collections.abc import AsyncIterator
+from typing import Any
 
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pricing.adapters import event_rows
+from pricing.adapters import event_rows, store
 from pricing.domain.applications import Placed
 
 PLACES = st.lists(
@@ -54,3 +57,20 @@ def test_rows_are_the_events(parts: list[tuple[str, list[tuple[int, bytes]]]]) -
         for log, places in parts
         for position, identity in places
     ]
+
+
+async def test_the_next_step_is_rated_when_the_database_has_all_rows_and_still_works() -> None:
+    sent = asyncio.Event()
+    taken: list[bytes] = []
+
+    class Database:
+        async def copy_to_table(self, table: str, source: AsyncIterator[bytes], **_: Any) -> None:
+            async for piece in source:
+                assert not sent.is_set()
+                taken.append(piece)
+            # Its answer is not here yet.
+            assert sent.is_set()
+
+    await store._copy_events(Database(), [b"a", b"b"], sent)
+    assert taken == [b"a", b"b"]
+    assert sent.is_set()

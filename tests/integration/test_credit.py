@@ -21,7 +21,14 @@ from pricing.adapters.hold_ops import Made, Reserving
 from pricing.adapters.holds import HoldDoor
 from pricing.adapters.usage_answers import UsageAnswers
 from pricing.domain.holds import Ask, hold_id_of
-from tollbook.pricing.v1 import accounts_pb2, control_pb2, money_pb2, pricing_pb2, reports_pb2
+from tollbook.pricing.v1 import (
+    accounts_pb2,
+    control_pb2,
+    holds_pb2,
+    money_pb2,
+    pricing_pb2,
+    reports_pb2,
+)
 from tollbook.stack import Stack
 
 pytestmark = pytest.mark.integration
@@ -190,6 +197,27 @@ async def test_holds_and_the_end_of_a_month_take_from_lots_in_one_order(desk: De
         ("soon", 0),
         ("mine", 10 * TOKEN_PICO),
     ]
+
+
+async def test_what_has_no_price_is_no_route_past_the_credit(desk: Desk) -> None:
+    def asked(event_id: str) -> holds_pb2.ReserveRequest:
+        bound = holds_pb2.UsageBound(
+            served_model="nobody-prices-it", input_tokens=10, max_output_tokens=10
+        )
+        return holds_pb2.ReserveRequest(
+            account_id="birch", event_id=event_id, bound=bound, ttl_ms=60_000
+        )
+
+    answers: Any = desk.answers
+    with pytest.raises(errors.QuotaExceeded) as caught:
+        await answers.Reserve(asked("one"), Call())
+    assert caught.value.reason == "NO_CREDIT"
+    await desk.books.grant("birch", 1)
+    made = await answers.Reserve(asked("one"), Call())
+    assert made.unpriced
+    assert (made.hold.amount.amount_pico, made.spendable.amount_pico) == ("1", "0")
+    with pytest.raises(errors.QuotaExceeded):
+        await answers.Reserve(asked("two"), Call())
 
 
 async def test_postpaid_goes_as_far_below_as_its_terms_say(desk: Desk) -> None:

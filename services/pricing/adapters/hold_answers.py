@@ -79,6 +79,10 @@ class HoldAnswers(PricingAnswers):
             found = self._quote(request.bound, account, event_time_us)
             amount_pico, currency = found.amount_pico, account.currency
             unpriced = found.unpriced
+            if unpriced:
+                # Nobody knows what it costs, so it is no route past the credit: an account with
+                # nothing left starts no such request either.
+                amount_pico = max(amount_pico, 1)
             if amount_pico > MAX_HOLD_PICO:
                 raise errors.InvalidArgument(
                     "the request could cost more than any hold keeps", reason="TOO_LARGE"

@@ -14,15 +14,20 @@ from tests.unit.pricing import builders as make
 
 from kernel import errors
 from kernel.clock import SystemClock, timestamp_of
+from kernel.money import format_pico
 from pricing.adapters import credit_changes, database, expiry, listings
 from pricing.adapters.answers import Reader
 from pricing.adapters.control_view import ControlView
 from pricing.adapters.hold_ops import Made, Reserving
 from pricing.adapters.holds import HoldDoor
 from pricing.adapters.usage_answers import UsageAnswers
+from pricing.domain.card import content_hash
+from pricing.domain.card_yaml import parse_card
 from pricing.domain.holds import Ask, hold_id_of
+from pricing.domain.rerating import batch_digest
 from tollbook.pricing.v1 import (
     accounts_pb2,
+    card_records_pb2,
     control_pb2,
     holds_pb2,
     money_pb2,
@@ -279,6 +284,64 @@ async def test_usage_is_summed_by_anything_and_balances_are_had_as_of_any_minute
         # The grant was recorded in the first instant, as all control records here.
         granted = 10_000 * TOKEN_PICO if minutes else 0
         assert int(found.balance.available.amount_pico) == granted - charged
+
+
+async def test_as_of_an_instant_after_all_it_is_the_balance_of_now_whatever_was_posted(
+    desk: Desk,
+) -> None:
+    """Corrections and a month's most are postings and no usage: they count as of an instant too."""
+    books = desk.books
+    await books.grant("acme", 10_000 * TOKEN_PICO)
+    capped = (
+        "card: capped\ncurrency: USD\neffective_from: 2026-01-01T00:00:00Z\naccounts: [birch]\n"
+    )
+    capped += f"commitment: {{maximum: {format_pico(30 * TOKEN_PICO)}}}\nlines:\n"
+    capped += "  - {id: o, match: {model: tiny, direction: out}, per: 1000000, price: 0.6}\n"
+    await books.change(rate_card_published=make.published(parse_card(capped)))
+    books.pin += 2
+    await books.charge("acme", "dear", 50)
+    await books.charge("birch", "much", 100, make.T0_US + MINUTE_US)
+    await books.charge("birch", "more", 7, make.T0_US + 2 * MINUTE_US)
+    correction = card_records_pb2.Correction(
+        log="usage-0",
+        from_position=0,
+        to_position=1,
+        account_id="acme",
+        card_id="standard",
+        version=1,
+        content_hash=content_hash(parse_card(make.CARD).document()),
+        line_id="tiny-out",
+        amount=usd(-20 * TOKEN_PICO),
+    )
+    plan = card_records_pb2.ReratePlanned(
+        rerate_id="r",
+        card_id="standard",
+        event_from=timestamp_of(make.T0_US),
+        event_to=timestamp_of(make.T0_US + DAY_US),
+        control_size=books.pin,
+        logs=[card_records_pb2.LogSize(log="usage-0", size=3)],
+        corrections=1,
+        batch_digests=[batch_digest([correction])],
+    )
+    await books.change(rerate_planned=plan)
+    await books.change(
+        corrections_posted=card_records_pb2.CorrectionsPosted(
+            rerate_id="r", corrections=[correction]
+        )
+    )
+    for account_id, charged in (("acme", 30), ("birch", 30)):
+        now, later, before = [
+            (
+                await desk.answers.GetBalance(
+                    pricing_pb2.GetBalanceRequest(account_id=account_id, as_of_time=at), Call()
+                )
+            ).balance
+            for at in (None, timestamp_of(make.T0_US + DAY_US), timestamp_of(make.T0_US))
+        ]
+        assert int(now.charged.amount_pico) == charged * TOKEN_PICO
+        for name in ("available", "granted", "charged"):
+            assert getattr(later, name) == getattr(now, name), (account_id, name)
+            assert int(getattr(before, name).amount_pico) == 0
 
 
 async def test_a_watched_balance_is_told_when_it_changes(desk: Desk) -> None:

@@ -32,18 +32,29 @@ _COLUMNS: Final = {
     reports_pb2.USAGE_DIMENSION_LINE: "line",
 }
 
+# Postings by what they are of: credit and corrections by when the control log had recorded them,
+# usage by its own minute, and what a month's least or most makes of it by the month.
 _AS_OF: Final = """
+WITH moved AS (
+  SELECT p.kind, CASE WHEN p.credit_account = 'account:' || p.account_id
+                      THEN p.amount_pico ELSE -p.amount_pico END AS pico
+  FROM posting p
+  LEFT JOIN control_time t ON t.control_position =
+    CASE WHEN p.log = 'control' THEN p.from_position ELSE p.rated_at_control END
+  WHERE p.account_id = $1 AND CASE
+    WHEN p.log = 'control' OR p.kind = 'correction' THEN t.recorded_us < $2
+    WHEN p.kind = 'commitment' THEN
+      extract(epoch FROM (p.period || '-01')::date AT TIME ZONE 'UTC') * 1000000 < $2
+    ELSE false END
+)
 SELECT a.account_id, a.currency,
-  (SELECT coalesce(sum(CASE WHEN p.credit_account = 'account:' || a.account_id
-                            THEN p.amount_pico ELSE -p.amount_pico END), 0)
-   FROM posting p JOIN control_time t ON t.control_position = p.from_position
-   WHERE p.account_id = a.account_id AND p.log = 'control' AND t.recorded_us < $2) AS given,
-  (SELECT coalesce(sum(p.amount_pico), 0)
-   FROM posting p JOIN control_time t ON t.control_position = p.from_position
-   WHERE p.account_id = a.account_id AND p.log = 'control' AND p.kind = 'grant'
-     AND t.recorded_us < $2) AS granted,
+  (SELECT coalesce(sum(pico), 0) FROM moved WHERE kind NOT IN ('correction', 'commitment'))
+    AS given,
+  (SELECT coalesce(sum(pico), 0) FROM moved WHERE kind = 'grant') AS granted,
   (SELECT coalesce(sum(u.amount_pico), 0) FROM usage_minute u
-   WHERE u.account_id = a.account_id AND u.minute_us < $2) AS charged
+   WHERE u.account_id = a.account_id AND u.minute_us < $2)
+  - (SELECT coalesce(sum(pico), 0) FROM moved WHERE kind IN ('correction', 'commitment'))
+    AS charged
 FROM account a WHERE a.account_id = $1
 """
 

@@ -7,13 +7,13 @@ import re
 from collections.abc import Iterable
 from typing import Final
 
-_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f]")
-_NOT_PRINTABLE: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+# Halves of surrogate pairs with them: YAML and JSON can spell one, and no encoding has it.
+_CONTROL: Final = re.compile("[\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _TO_ESCAPE: Final = re.compile("[\x00-\x1f\x7f-\x9f\\\\]")
 
 
 def is_plain(text: str) -> bool:
-    """Tell whether a text has no control character: no tab, no newline, no NUL."""
+    """Tell whether a text has no control character, no tab, newline or NUL, and can be encoded."""
     return _CONTROL.search(text) is None
 
 
@@ -26,7 +26,7 @@ def printable(text: str) -> str:
 
     JSON can spell half of a surrogate pair, which no encoding has: it is printed as `\ud800`.
     """
-    return _NOT_PRINTABLE.sub(lambda found: f"\\{_code(ord(found[0]))}", text)
+    return _CONTROL.sub(lambda found: f"\\{_code(ord(found[0]))}", text)
 
 
 def escaped(text: str) -> str:

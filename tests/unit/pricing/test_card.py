@@ -40,6 +40,11 @@ def test_a_card_survives_its_document() -> None:
             "line 7,",
             "equal specificity",
         ),
+        (
+            CARD.replace("model: tiny", 'model: "\\ud800"', 1),
+            "line",
+            "'model' is at most 256 characters without control characters",
+        ),
     ],
 )
 def test_a_broken_card_says_where_and_what(broken: str, place: str, message: str) -> None:

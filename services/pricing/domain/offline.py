@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import Final, NamedTuple
 
-from pricing.domain.card import Card, content_hash
+from pricing.domain.card import SELL, Card, content_hash
 from pricing.domain.card_ties import ties
 from pricing.domain.catalogue import Catalogue, Priced, PublishedCard, published_card
 from pricing.domain.dimensions import Context, LeafKey
@@ -82,14 +82,16 @@ class OfflineRater:
         currency: str,
         names: ModelNames | None = None,
         as_of_us: int | None = None,
+        purpose: str = SELL,
     ) -> None:
-        self._catalogue = Catalogue(_published(cards))
+        self._catalogue = Catalogue(_published(cards), purpose)
         self._currency = currency
         self._names = names or _NO_NAMES
         self._as_of_us = as_of_us
         self._models = {
             word
             for card in cards
+            if card.purpose == purpose
             for line in card.lines
             for name, word in line.match
             if name == "model"

@@ -19,7 +19,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from kernel.clock import rfc3339, us_of
 from kernel.errors import InvalidArgument
 from kernel.money import format_pico
-from pricing.domain.card import Card
+from pricing.domain.card import COST, SELL, Card
 from pricing.domain.card_yaml import parse_card
 from pricing.domain.catalogue import Priced
 from pricing.domain.dimensions import LeafKey
@@ -63,9 +63,21 @@ _MAX_REMEMBERED: Final = 100_000
 )
 @click.option("--as-of", type=INSTANT, help="Rate every line as of this instant, not its own.")
 @click.option("--currency", default="", help="Whose prices, where the cards have several.")
+@click.option(
+    "--purpose",
+    type=click.Choice([SELL, COST]),
+    default=SELL,
+    show_default=True,
+    help="By which cards: what accounts pay, or what it costs us.",
+)
 @click.option("--json", "for_programs", is_flag=True, help="For programs: one JSON object a line.")
 def rate(
-    folder: Path, file: Path, as_of: Timestamp | None, currency: str, for_programs: bool
+    folder: Path,
+    file: Path,
+    as_of: Timestamp | None,
+    currency: str,
+    purpose: str,
+    for_programs: bool,
 ) -> None:
     """Rate the usage in FILE, one line of answer for each of its lines.
 
@@ -74,9 +86,12 @@ def rate(
     one of our own events: docs/rating-offline.md.
     """
     cards = _cards(folder)
-    currency = _currency(cards, currency)
+    meant = [card for card in cards if card.purpose == purpose]
+    if not meant:
+        raise InvalidArgument(f"{folder} has no card of purpose {purpose!r}")
+    currency = _currency(meant, currency)
     as_of_us = None if as_of is None else us_of(as_of)
-    rater = OfflineRater(cards, currency, _names(folder), as_of_us)
+    rater = OfflineRater(cards, currency, _names(folder), as_of_us, purpose)
     out: _JsonLines | _TextLines
     out = _JsonLines(sys.stdout, currency) if for_programs else _TextLines(sys.stdout, currency)
     with _opened(file) as source:

@@ -211,6 +211,18 @@ def test_for_people_it_is_one_short_line_each(cards: Path) -> None:
     ]
 
 
+def test_cost_cards_rate_the_same_usage_and_sell_cards_are_not_asked(cards: Path) -> None:
+    cost = CARD.replace("currency:", "purpose: cost\ncurrency:").replace("USD", "EUR")
+    (cards / "cost.yaml").write_text(cost.replace("card: standard", "card: ours"))
+    sold = answers(run(cards, json.dumps(GOOD), "--json"))
+    (found,) = answers(run(cards, json.dumps(GOOD), "--json", "--purpose", "cost"))
+    assert (found["amount"], found["currency"]) == (sold[0]["amount"], "EUR")
+    assert {leaf["card"] for leaf in found["leaves"]} == {"ours"}
+    (cards / "cost.yaml").unlink()
+    done = run(cards, json.dumps(GOOD), "--purpose", "cost")
+    assert "no card of purpose 'cost'" in str(done.exception)
+
+
 def test_as_of_an_instant_every_line_has_the_prices_of_that_instant(cards: Path) -> None:
     timeless = {name: value for name, value in GOOD.items() if name != "time"}
     done = run(

@@ -48,7 +48,8 @@ def _rivals(card: Card, draft: Card) -> bool:
 
 def _found(draft: Card, others: Sequence[PublishedCard], now_us: int) -> Iterator[Tie]:
     named = _Named(others)
-    samples = [(line, sample_of(line)) for line in draft.lines]
+    # A surcharge is charged on top of whatever line prices a leaf, and prices none.
+    samples = [(line, sample_of(line)) for line in draft.lines if not line.surcharge]
     near = [(line, sample) for line, sample in samples if named.may_price(sample)]
     if not near:
         return

@@ -321,6 +321,10 @@ def test_cards_tie_that_price_the_same_at_one_time_and_that_nothing_orders() -> 
     assert len(tied(twin, base.replace("2026-01-01", "2026-09-01"))) == lines
     until = twin.replace("lines:", "effective_to: 2026-09-01T00:00:00Z\nlines:")
     assert tied(until, base.replace("2026-01-01", "2026-09-01")) == []
+    fee = "card: d\ncurrency: USD\neffective_from: 2026-01-01T00:00:00Z\nlines:\n"
+    fee += "  - {id: own, match: {model: other}, price: 1}\n"
+    fee += f"  - {{id: fee, surcharge: true, match: {{model: {MODELS[0]}}}, percentage: 5}}\n"
+    assert tied(fee, base) == []
     # A later version of the other that says which goes first says it for both.
     assert tied(twin, base, base.replace("currency: USD", "currency: USD\npriority: 1")) == []
 

@@ -12,43 +12,44 @@ only what they do not read is read here one by one.
 
 from __future__ import annotations
 
-from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
+
+import numpy as np
 
 from kernel.clock import us_of
 from pricing.domain.applications import Applied
 from pricing.domain.books import NO_CONTROL
 from pricing.domain.catalogue import Catalogue
+from pricing.domain.cell_uses import count_cells, count_groups
 from pricing.domain.charges import Charges
 from pricing.domain.compiled import columns
 from pricing.domain.events import (
     MAX_QUANTITY,
     UnusableLeafError,
     check_counts,
-    context_of,
     event_of,
     reading_of,
     record_of,
     usage_event_of,
 )
-from pricing.domain.months import month_of
-from pricing.domain.price_book import (
-    CACHE_WRITE,
-    CACHED,
-    NO_TOKENS,
-    OUTPUT,
-    Dims,
-    Prices,
-    Shape,
-    books_of,
-)
+from pricing.domain.group_books import books_of_groups
+from pricing.domain.price_book import Dims, Prices, Shape, books_of, context_units_of
 from pricing.domain.rating import starts_of
 from pricing.domain.single_leaves import Group, Kind, Owner, add_one, by_one
 from pricing.domain.spending import leaf_use, minutes, use_of
-from pricing.domain.state import Effects, Ignored, Totals, Use
+from pricing.domain.state import Effects, Ignored, Use
+from pricing.domain.summed_cells import (
+    Numbers,
+    PricedCells,
+    generated_of,
+    priced_cells,
+    sums_by,
+    sums_of,
+    totals_of,
+)
 from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, Cell, Tally, is_ready, tally
-from pricing.domain.windows import MINUTE_US, minute_us
+from pricing.domain.windows import minute_us
 from tollbook.usage.v1 import usage_pb2 as usage
 
 
@@ -104,7 +105,7 @@ class _Run:
         self._owners: dict[str, Owner] = {}
         self._groups: dict[tuple[str, str, Shape, Use | None], Group] = {}
         self._kinds: dict[tuple[int, Dims], tuple[Group, Kind]] = {}
-        self._unpriced: list[int] = []
+        self._unpriced: set[int] = set()
 
     def add(self, position: int, raw: bytes) -> None:
         """Add one leaf."""
@@ -130,26 +131,71 @@ class _Run:
             self._catalogue.context_bounds,
             minutes if by_use else None,
         )
-        groups = self._groups_of(found, data)
-        single: dict[int, tuple[Group, Prices, Cell]] = {}
-        for number, row in enumerate(found.rows):
-            kinds, text_at, text_bytes, amount, undelivered, of_group, first, end = row
-            group = groups[of_group]
-            attribute = found.attribute(text_at, text_bytes) if text_bytes else b""
-            prices = group.book.packed(kinds, attribute)
-            if prices.goes_by_one or not prices.parts:
-                single[number] = group, prices, Cell._make(row)
-            else:
-                first, end = first_position + first, first_position + end
-                self._charge(group, prices, amount, undelivered, first, end)
-        counts = found.quantities_of([*single])
-        waiting: set[int] = set()
-        for number, (group, prices, cell) in single.items():
+        accounts, engines = found.accounts(), found.engines()
+        owners = [
+            self._owner(account_id)
+            for account_id in found.texts(columns.ACCOUNT_ID, accounts.samples)
+        ]
+        engine_ids = found.texts(columns.ENGINE_ID, engines.samples)
+        books, book_of = books_of_groups(found, owners, accounts.number_of, self._books, data)
+        priced = priced_cells(found, books, book_of)
+        group_of = found.cells[:, columns.CELL_GROUP]
+        account_of = accounts.number_of[group_of]
+
+        requests = sums_by(accounts.number_of, found.groups(columns.REQUESTS), len(owners))
+        totals = totals_of(priced, account_of, requests)
+        for owner, counts in zip(owners, totals.tolist(), strict=True):
+            owner.totals.add_counts(*counts)
+        generated = generated_of(priced, engines.number_of[group_of], len(engine_ids))
+        for engine_id, tokens in zip(engine_ids, generated.tolist(), strict=True):
+            if engine_id and tokens:
+                self.effects.engine_of(engine_id).event_tokens += tokens
+
+        apart = priced.column(_goes_apart) > 0
+        together = np.flatnonzero(~apart)
+        for number, rows in sums_of(priced, account_of, together, first_position):
+            self._charges.add_summed(owners[number].account_id, rows)
+        uses: list[Use] | None = None
+        if by_use:
+            uses = count_groups(self._charges, found, books, book_of)
+            count_cells(self._charges, priced, together, uses)
+        groups = {
+            group: Group(
+                owners[accounts.number_of[group]],
+                books[book_of[group]],
+                engine_ids[engines.number_of[group]],
+                uses[group] if uses is not None else None,
+            )
+            for group in np.unique(group_of[apart]).tolist()
+        }
+        self._charge_apart(found, priced, np.flatnonzero(apart), groups, first_position, data)
+        self.effects.applied.add(
+            found.events,
+            lambda: found.applied(first_position),
+            lambda: found.placed(first_position),
+        )
+        for index in found.odd():
+            self.add(first_position + index, data[index])
+
+    def _charge_apart(
+        self,
+        found: Tally,
+        priced: PricedCells,
+        which: Numbers,
+        groups: Mapping[int, Group],
+        first_position: int,
+        data: Sequence[bytes],
+    ) -> None:
+        """Charge cells by their single leaves, or have the events wait that have them."""
+        counts = found.quantities_of(which.tolist())
+        for number, price in zip(counts, priced.price_of[which].tolist(), strict=True):
+            prices, cell = priced.prices[price], Cell._make(priced.cells[number].tolist())
+            group = groups[cell.group]
             by_one_pico: list[int] | None = None
             if prices.parts:
                 by_one_pico = by_one(group, prices, first_position, data, counts[number])
             else:
-                waiting |= {first_position + index for index, _, _ in counts[number]}
+                self._unpriced.update(first_position + index for index, _, _ in counts[number])
             self._charge(
                 group,
                 prices,
@@ -159,49 +205,6 @@ class _Run:
                 first_position + cell.end,
                 by_one_pico,
             )
-        self._unpriced += waiting
-        self.effects.applied.add(
-            found.events,
-            lambda: found.applied(first_position),
-            lambda: found.placed(first_position),
-        )
-        for index in found.odd():
-            self.add(first_position + index, data[index])
-
-    def _groups_of(self, found: Tally, data: Sequence[bytes]) -> list[Group]:
-        """What a tally's groups are charged by, with their events counted."""
-        groups: list[Group] = []
-        shapes: list[tuple[Shape, int] | None] = [None] * found.shapes
-        account_ids = found.texts(columns.ACCOUNT_ID)
-        engine_ids = found.texts(columns.ENGINE_ID)
-        by_use = self._charges.sums_use
-        project_ids = found.texts(columns.PROJECT_ID) if by_use else account_ids
-        key_ids = found.texts(columns.KEY_ID) if by_use else account_ids
-        for number, (of_group, account_id, engine_id, project_id, key_id) in enumerate(
-            zip(found.groups(), account_ids, engine_ids, project_ids, key_ids, strict=True)
-        ):
-            known = shapes[of_group.shape]
-            if known is None:
-                written = found.context(number), of_group.outcome, of_group.segment, of_group.band
-                known = self._books.shape(written)
-                if known is None:
-                    event = _event_in(data[of_group.sample])
-                    shape = self._shape(event, us_of(event.event_time), of_group.segment)
-                    known = shape, _context_units(event)
-                    self._books.keep_shape(written, known)
-                shapes[of_group.shape] = known
-            shape, length = known
-            owner = self._owner(account_id)
-            use = None
-            if by_use:
-                minute = of_group.minute * MINUTE_US
-                use = use_of(account_id, project_id, key_id, shape.context, shape.outcome, minute)
-            groups.append(self._counted(owner, engine_id, shape, length, use, of_group.requests))
-        return groups
-
-    def _shape(self, event: usage.UsageEvent, time_us: int, segment: int) -> Shape:
-        band = bisect_right(self._catalogue.context_bounds, _context_units(event))
-        return Shape(context_of(event), event.outcome, segment, band, month_of(time_us))
 
     def _owner(self, account_id: str) -> Owner:
         owner = self._owners.get(account_id)
@@ -210,22 +213,6 @@ class _Run:
             owner = Owner(account_id, self._currency_of(account_id), totals)
             self._owners[account_id] = owner
         return owner
-
-    def _counted(
-        self,
-        owner: Owner,
-        engine_id: str,
-        shape: Shape,
-        length: int,
-        use: Use | None,
-        requests: int,
-    ) -> Group:
-        """A group, with so many events more counted."""
-        owner.totals.requests += requests
-        if use is not None:
-            self._charges.use(use, requests)
-        book = self._books.of(owner.account_id, owner.currency, shape, length)
-        return Group(owner, book, engine_id, use)
 
     def _charge(
         self,
@@ -238,11 +225,7 @@ class _Run:
         by_one_pico: Sequence[int] | None = None,
     ) -> None:
         """Charge what was added up of a kind of leaf at positions [first, end)."""
-        (account_id, currency, totals), book, engine_id, use = group
-        if prices.tokens is not NO_TOKENS:
-            self._count(totals, prices.tokens, amount)
-        if prices.is_generated and engine_id:
-            self.effects.engine_of(engine_id).event_tokens += amount
+        (account_id, currency, _), book, _, use = group
         if not prices.parts or currency is None:
             if use is not None:
                 self._charges.use(leaf_use(use, prices.text), amount)
@@ -250,12 +233,12 @@ class _Run:
         charged = amount if prices.charges_all else prices.charged(amount, undelivered)
         used = amount
         of_leaf: Use | None = None
-        for index, (priced, _, unit_pico, goes_by_one, of_line) in enumerate(prices.parts):
+        for index, (priced, _, unit_pico, goes_by_one, rate) in enumerate(prices.parts):
             amount_pico = charged * unit_pico
             if by_one_pico is not None and goes_by_one:
                 amount_pico = by_one_pico[index]
             if use is not None:
-                of_leaf = leaf_use(use, prices.text, *of_line)
+                of_leaf = leaf_use(use, prices.text, *rate.of_line)
             self._charges.add(
                 account_id,
                 currency,
@@ -272,15 +255,12 @@ class _Run:
             # What was used is counted with the line that prices it, not with its surcharges.
             used = 0
 
-    def _count(self, totals: Totals, tokens: str, amount: int) -> None:
-        if tokens is OUTPUT:
-            totals.output_tokens += amount
-        elif tokens is CACHED:
-            totals.cached_tokens += amount
-        elif tokens is CACHE_WRITE:
-            totals.cache_write_tokens += amount
-        else:
-            totals.input_tokens += amount
+    def _count(self, group: Group, prices: Prices, amount: int) -> None:
+        """Count what was added up of a kind of leaf, whatever it is charged."""
+        if prices.tokens:
+            group.owner.totals.add_tokens(prices.tokens, amount)
+        if prices.is_generated and group.engine_id:
+            self.effects.engine_of(group.engine_id).event_tokens += amount
 
     def _add_event(self, position: int, record: usage.UsageRecord) -> None:
         event = usage_event_of(record)
@@ -304,7 +284,7 @@ class _Run:
                 )
                 counts.append((dims, amount, undelivered, index))
         group = self._group_of(event)
-        length = _context_units(event)
+        length = context_units_of(event)
         waits = False
         for dims, amount, undelivered, index in counts:
             kind = self._kind(group, dims, position)
@@ -317,7 +297,7 @@ class _Run:
                     start = starts_of(event_of(position, event))[index]
                 add_one(kind.by_one_pico, kind.prices, amount, undelivered, length, start)
         if waits:
-            self._unpriced.append(position)
+            self._unpriced.add(position)
         self.effects.applied.append(
             Applied(position, event.account_id, event.event_id, record.trace_id, record.span_id)
         )
@@ -325,7 +305,7 @@ class _Run:
     def _group_of(self, event: usage.UsageEvent) -> Group:
         """The group of an event that is read by itself, with it counted."""
         time_us = us_of(event.event_time)
-        shape = self._shape(event, time_us, self._catalogue.segment(time_us))
+        shape = self._books.shape_of(event, self._catalogue.segment(time_us))
         use = None
         if self._charges.sums_use:
             minute = minute_us(time_us)
@@ -337,10 +317,17 @@ class _Run:
                 shape.outcome,
                 minute,
             )
-        length = _context_units(event)
+        length = context_units_of(event)
         owner = self._owner(event.account_id)
-        made = self._counted(owner, event.engine_id, shape, length, use, 1)
-        return self._groups.setdefault((event.account_id, event.engine_id, shape, use), made)
+        owner.totals.requests += 1
+        if use is not None:
+            self._charges.use(use, 1)
+        asked = event.account_id, event.engine_id, shape, use
+        group = self._groups.get(asked)
+        if group is None:
+            book = self._books.of(owner.account_id, owner.currency, shape, length)
+            group = self._groups[asked] = Group(owner, book, event.engine_id, use)
+        return group
 
     def _kind(self, group: Group, dims: Dims, position: int) -> Kind:
         found = self._kinds.get((id(group), dims))
@@ -353,6 +340,7 @@ class _Run:
     def finish(self) -> Rated:
         """Charge what is left, and give what else the run changes."""
         for group, kind in self._kinds.values():
+            self._count(group, kind.prices, kind.amount)
             self._charge(
                 group,
                 kind.prices,
@@ -366,17 +354,6 @@ class _Run:
         return Rated(self.effects, sorted(self._unpriced))
 
 
-def _event_in(raw: bytes) -> usage.UsageEvent:
-    """The event in a leaf that was added up."""
-    record = record_of(raw)
-    if record is None:
-        raise AssertionError("a leaf that was added up holds no accepted record")
-    return usage_event_of(record)
-
-
-def _context_units(event: usage.UsageEvent) -> int:
-    return sum(
-        item.amount
-        for item in event.quantities
-        if item.unit == usage.UNIT_TOKEN and item.direction == usage.DIRECTION_IN
-    )
+def _goes_apart(prices: Prices) -> bool:
+    """Whether a cell cannot be summed with others before it is charged."""
+    return prices.goes_by_one or not prices.parts

@@ -6,19 +6,16 @@ for the run; the rest is added up as it comes.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Final
 
 from pricing.domain import books
 from pricing.domain.books import NO_CONTROL, Posting
 from pricing.domain.catalogue import Priced, PublishedCard
-from pricing.domain.charge_sums import ChargeKey, Sums, postings_of
+from pricing.domain.charge_sums import Fold, Sums, add_to, postings_of
 from pricing.domain.meters import Commitments, Layer, MeterKey, Meters, MonthKey, meter_of
+from pricing.domain.rates import Rate, Summed, fold_of
 from pricing.domain.state import Billed, Counted, Effects, MeterMove, MonthMove, Use
-
-# A posting's quantity is a 64-bit number in the contract: a fold stops well
-# before it would not fit, and goes on in another posting.
-_MAX_QUANTITY: Final = 2**62
 
 
 @dataclass(slots=True)
@@ -52,7 +49,6 @@ class Charges:
         self._sums: Sums = {}
         self._measured: Sums = {}
         """The same, of what a month decides."""
-        self._overflows = 0
         self._units: dict[tuple[int, MeterKey], dict[Layer, _Units]] = {}
         self._months: dict[tuple[int, MonthKey, int], tuple[PublishedCard, list[int]]] = {}
         self._metered: dict[tuple[int, MeterKey, Layer], dict[Use, int]] = {}
@@ -92,22 +88,26 @@ class Charges:
         if not quantity:
             return
         known = priced.published
-        key = (
-            account_id,
-            currency,
-            known.card.card_id,
-            known.version,
-            known.content_hash,
-            priced.line.line_id,
-            books.USAGE if control_position == NO_CONTROL else books.SUSPENSE,
-            control_position,
-            priced.rule_text,
-            priced.period or month,
-        )
-        self._sum(self._sums, key, amount_pico, quantity, first, end)
+        fold = fold_of(currency, priced, month, control_position)
+        sums = self._sums.setdefault(account_id, {})
+        add_to(sums, fold, amount_pico, quantity, first, end)
         if amount_pico and known.card.commitment is not None:
             where = first, end, control_position
-            self._count_month((account_id, currency), known, key[9], amount_pico, where)
+            self._count_month((account_id, currency), known, fold.month, amount_pico, where)
+
+    def add_summed(self, account_id: str, rows: Iterable[Summed]) -> None:
+        """Charge an account for what was summed by rate; as `add`, but for what it is summed by."""
+        sums = self._sums.setdefault(account_id, {})
+        for rate, quantity, first, end in rows:
+            fold, priced, unit_pico, is_by_month, _ = rate
+            amount_pico = quantity * unit_pico
+            if not is_by_month:
+                add_to(sums, fold, amount_pico, quantity, first, end)
+                continue
+            month = fold.month
+            self.add(
+                account_id, fold.currency, priced, quantity, amount_pico, first, end, None, month
+            )
 
     def _measure(
         self,
@@ -130,33 +130,21 @@ class Charges:
             found.first = min(found.first, first)
             found.end = max(found.end, end)
         if use is not None:
-            uses = self._metered.setdefault((control_position, key, layer), {})
-            uses[use] = uses.get(use, 0) + quantity
+            self._count_metered((control_position, key, layer), use, quantity)
 
-    def _sum(
-        self,
-        into: Sums,
-        key: ChargeKey,
-        amount_pico: int,
-        quantity: int,
-        first: int,
-        end: int,
-    ) -> None:
-        """Add an amount that is not below 0 to those that are folded with it."""
-        sums = into.get((key, 0))
-        if sums is None:
-            into[key, 0] = [amount_pico, quantity, first, end]
-        elif sums[1] + quantity > _MAX_QUANTITY:
-            self._overflows += 1
-            into[key, self._overflows] = sums
-            into[key, 0] = [amount_pico, quantity, first, end]
-        else:
-            sums[0] += amount_pico
-            sums[1] += quantity
-            if first < sums[2]:
-                sums[2] = first
-            if end > sums[3]:
-                sums[3] = end
+    def count_use(self, use: Use, rate: Rate, used: int, quantity: int) -> None:
+        """Count what was used and is charged at a rate by `add_summed`."""
+        if rate.priced.price.is_metered:
+            self.use(use, used)
+            if quantity:
+                key, layer = meter_of(use.account_id, rate.fold.currency, rate.priced)
+                self._count_metered((NO_CONTROL, key, layer), use, quantity)
+        elif used or quantity:
+            self._effects.use(use, used, quantity, quantity * rate.unit_pico)
+
+    def _count_metered(self, where: tuple[int, MeterKey, Layer], use: Use, quantity: int) -> None:
+        uses = self._metered.setdefault(where, {})
+        uses[use] = uses.get(use, 0) + quantity
 
     def use(self, use: Use, amount: int) -> None:
         """Count what was used, whatever it is charged."""
@@ -193,8 +181,7 @@ class Charges:
         line_id, rule, period = what
         first, end, control_position = where
         card = known.card
-        key = (
-            account_id,
+        fold = Fold(
             currency,
             card.card_id,
             known.version,
@@ -207,7 +194,8 @@ class Charges:
         )
         if card.commitment is not None and kind != books.COMMITMENT:
             self._count_month(whose, known, period, amount_pico, where)
-        self._sum(self._measured, key, amount_pico, quantity, first, end)
+        sums = self._measured.setdefault(account_id, {})
+        add_to(sums, fold, amount_pico, quantity, first, end)
 
     def _count_month(
         self,
@@ -242,21 +230,22 @@ class Charges:
 
     def _count_units(self, into: dict[Counted, Billed]) -> None:
         """Count units for bills, and what they come to: those that cost nothing among them."""
-        for (key, _), (amount_pico, units, _, _) in self._sums.items():
-            account_id, currency, card_id, version, _, line_id, _, position, rule, period = key
-            counted = Counted(
-                account_id,
-                currency,
-                card_id,
-                version,
-                line_id,
-                rule,
-                period,
-                self._log,
-                position,
-            )
-            older, more = into.get(counted), Billed(units, amount_pico)
-            into[counted] = more if older is None else older.plus(more)
+        for account_id, sums in self._sums.items():
+            for (fold, _), (amount_pico, units, _, _) in sums.items():
+                currency, card_id, version, _, line_id, _, position, rule, month = fold
+                counted = Counted(
+                    account_id,
+                    currency,
+                    card_id,
+                    version,
+                    line_id,
+                    rule,
+                    month,
+                    self._log,
+                    position,
+                )
+                older, more = into.get(counted), Billed(units, amount_pico)
+                into[counted] = more if older is None else older.plus(more)
 
     def _through_the_months(self) -> None:
         for (control_position, key), layers in sorted(

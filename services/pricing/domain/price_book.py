@@ -7,25 +7,35 @@ catalogue it was made from, so that the next run finds it.
 
 from __future__ import annotations
 
-from typing import Final, NamedTuple
+from bisect import bisect_right
+from fractions import Fraction
+from typing import Any, Final, NamedTuple
 
+from kernel.clock import us_of
 from pricing.domain.catalogue import Catalogue, Priced
+from pricing.domain.charge_sums import Fold
 from pricing.domain.compiled.columns import DIMENSION_BITS, DIMENSIONS, MAX_WORD
 from pricing.domain.dimensions import EMBEDDING, Context, LeafKey, leaf_key
+from pricing.domain.events import context_of
+from pricing.domain.months import month_of
 from pricing.domain.outcomes import DELIVERED, GENERATED
 from pricing.domain.prices import Price, charge_pico
+from pricing.domain.rates import Rate, rate_of
 from pricing.domain.rating import outcome_word
 from pricing.domain.spending import leaf_text
+from tollbook.usage.v1 import usage_pb2 as usage
 
 Dims = tuple[int, int, int, int, int, int, str]
 """A leaf's dimensions as numbers, as they stand in the event, and its attribute."""
 
-# What a balance shows a kind of leaf as.
-NO_TOKENS: Final = ""
-OUTPUT: Final = "output_tokens"
-CACHED: Final = "cached_tokens"
-CACHE_WRITE: Final = "cache_write_tokens"
-INPUT: Final = "input_tokens"
+_MAX_REMEMBERED: Final = 20_000
+
+# What a balance shows a kind of leaf as: the place of the field in `Totals`, 0 for none.
+NO_TOKENS: Final = 0
+INPUT: Final = 1
+CACHED: Final = 2
+OUTPUT: Final = 3
+CACHE_WRITE: Final = 4
 
 
 class Shape(NamedTuple):
@@ -41,8 +51,8 @@ class Shape(NamedTuple):
     """Of the segment: that which is billed for, unless a card has months of its own."""
 
 
-Written = tuple[tuple[str, ...], int, int, int]
-"""A shape as events have it, nothing filled in: texts, outcome, segment and band."""
+Asked = tuple[str, str | None, bytes]
+"""Accounts that are priced alike, their currency, and what selects a price as events have it."""
 
 
 class Part(NamedTuple):
@@ -54,8 +64,7 @@ class Part(NamedTuple):
     """Of one unit, where a sum of counts costs the sum of their costs."""
     goes_by_one: bool
     """Whether single leaves matter: a sum of counts would cost something else."""
-    of_line: tuple[str, int, str]
-    """(card, version, line) that what is charged is summed by."""
+    rate: Rate
 
 
 class Prices(NamedTuple):
@@ -64,7 +73,7 @@ class Prices(NamedTuple):
     key: LeafKey
     text: str
     """The key's fields in one text."""
-    tokens: str
+    tokens: int
     """The field of `Totals` that it counts in; NO_TOKENS: in none."""
     is_generated: bool
     """Whether an engine's own counter has these tokens."""
@@ -91,7 +100,7 @@ class Book:
 
     __slots__ = (
         "_account_id",
-        "_catalogue",
+        "_books",
         "_currency",
         "_found",
         "_packed",
@@ -101,13 +110,13 @@ class Book:
 
     def __init__(
         self,
-        catalogue: Catalogue,
+        books: Books,
         account_id: str,
         currency: str | None,
         shape: Shape,
         context_units: int,
     ) -> None:
-        self._catalogue = catalogue
+        self._books = books
         self._account_id = account_id
         self._currency = currency
         self._found: dict[Dims, Prices] = {}
@@ -135,7 +144,7 @@ class Book:
         shape = self.shape
         priced: Priced | None = None
         if self._currency is not None:
-            priced = self._catalogue.price(
+            priced = self._books.catalogue.price(
                 self._account_id, self._currency, shape.segment, shape.context, key
             )
         text, tokens = leaf_text(key), _tokens(key)
@@ -143,7 +152,8 @@ class Book:
         if priced is None:
             return Prices(key, text, tokens, generated, (), False, False, "", False, False)
         rule = priced.published.card.outcome_rule(outcome_word(shape.outcome))
-        parts = tuple(self._part(one) for one in (priced, *priced.surcharges))
+        currency = priced.published.card.currency
+        parts = tuple(self._part(one, currency) for one in (priced, *priced.surcharges))
         return Prices(
             key,
             text,
@@ -157,52 +167,74 @@ class Book:
             any(part.price.is_graduated for part in parts),
         )
 
-    def _part(self, priced: Priced) -> Part:
+    def _part(self, priced: Priced, currency: str) -> Part:
         price = priced.price
         unit_pico = charge_pico(price, 1, self.context_units, 0) if price.is_even else 0
-        known = priced.published
         return Part(
             priced,
             price,
             unit_pico,
             not (price.is_even or price.is_metered),
-            (known.card.card_id, known.version, priced.line.line_id),
+            self._books.rate(rate_of(currency, priced, self.shape.month, unit_pico)),
         )
 
 
 class Books:
     """The books of one catalogue. Bounded, and only ever a memory: it never changes an answer."""
 
-    _MAX_REMEMBERED: Final = 20_000
-
     def __init__(self, catalogue: Catalogue) -> None:
         self.catalogue = catalogue
         self._made: dict[tuple[str, str | None, Shape], Book] = {}
-        self._shapes: dict[Written, tuple[Shape, int]] = {}
+        self._asked: dict[Asked, Book] = {}
+        self._rates: dict[tuple[Fold, int, Fraction], Rate] = {}
 
-    def shape(self, written: Written) -> tuple[Shape, int] | None:
-        """The shape that events are of, and the context's length of one; None: not kept.
+    def found(self, asked: Asked) -> Book | None:
+        """The book for what the compiled loops read of events; None: not kept.
 
         So no event has to be read to know it: within segment and band all are alike.
         """
-        return self._shapes.get(written)
+        return self._asked.get(asked)
 
-    def keep_shape(self, written: Written, found: tuple[Shape, int]) -> None:
-        """Remember a shape, and the context's length of an event of it."""
-        if len(self._shapes) >= self._MAX_REMEMBERED:
-            self._shapes.clear()
-        self._shapes[written] = found
+    def keep(self, asked: Asked, book: Book) -> None:
+        """Remember a book for what was read."""
+        _bound(self._asked)
+        self._asked[asked] = book
 
     def of(self, account_id: str, currency: str | None, shape: Shape, context_units: int) -> Book:
         """The book for an account's events of a shape; `context_units` of one of these."""
         asked = self.catalogue.priced_as(account_id), currency, shape
         book = self._made.get(asked)
         if book is None:
-            if len(self._made) >= self._MAX_REMEMBERED:
-                self._made.clear()
-            book = Book(self.catalogue, account_id, currency, shape, context_units)
+            _bound(self._made)
+            book = Book(self, account_id, currency, shape, context_units)
             self._made[asked] = book
         return book
+
+    def shape_of(self, event: usage.UsageEvent, segment: int) -> Shape:
+        """What selects an event's prices; `segment` is that of its time."""
+        band = bisect_right(self.catalogue.context_bounds, context_units_of(event))
+        month = month_of(us_of(event.event_time))
+        return Shape(context_of(event), event.outcome, segment, band, month)
+
+    def rate(self, rate: Rate) -> Rate:
+        """The one object there is for equal rates, as long as it is remembered."""
+        asked = rate.fold, rate.unit_pico, rate.priced.price.factor
+        _bound(self._rates)
+        return self._rates.setdefault(asked, rate)
+
+
+def context_units_of(event: usage.UsageEvent) -> int:
+    """Length of an event's context; as `rating.context_units`, of an event as it is written."""
+    return sum(
+        item.amount
+        for item in event.quantities
+        if item.unit == usage.UNIT_TOKEN and item.direction == usage.DIRECTION_IN
+    )
+
+
+def _bound(remembered: dict[Any, Any]) -> None:
+    if len(remembered) >= _MAX_REMEMBERED:
+        remembered.clear()
 
 
 def books_of(catalogue: Catalogue) -> Books:
@@ -222,7 +254,7 @@ def dims_of(kinds: int, attribute: bytes) -> Dims:
     return unit, direction, modality, cache_use, cache_ttl, token_kind, text
 
 
-def _tokens(key: LeafKey) -> str:
+def _tokens(key: LeafKey) -> int:
     if key.unit != "token":
         return NO_TOKENS
     if key.direction == "out":

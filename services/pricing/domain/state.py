@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from fractions import Fraction
 from typing import Final, NamedTuple
 
@@ -244,13 +244,38 @@ class Totals:
     output_tokens: int = 0
     cache_write_tokens: int = 0
 
+    def add_tokens(self, place: int, amount: int) -> None:
+        """Add to the field at a place, from 1 on: the fields in their order."""
+        name = _TOTALS[place]
+        setattr(self, name, getattr(self, name) + amount)
+
+    def add_counts(
+        self,
+        requests: int,
+        input_tokens: int,
+        cached_tokens: int,
+        output_tokens: int,
+        cache_write_tokens: int,
+    ) -> None:
+        """Add to every field."""
+        self.requests += requests
+        self.input_tokens += input_tokens
+        self.cached_tokens += cached_tokens
+        self.output_tokens += output_tokens
+        self.cache_write_tokens += cache_write_tokens
+
     def add(self, more: Totals) -> None:
         """Add another's counts to these."""
-        self.requests += more.requests
-        self.input_tokens += more.input_tokens
-        self.cached_tokens += more.cached_tokens
-        self.output_tokens += more.output_tokens
-        self.cache_write_tokens += more.cache_write_tokens
+        self.add_counts(
+            more.requests,
+            more.input_tokens,
+            more.cached_tokens,
+            more.output_tokens,
+            more.cache_write_tokens,
+        )
+
+
+_TOTALS: Final = tuple(one.name for one in fields(Totals))
 
 
 @dataclass(slots=True)

@@ -56,6 +56,8 @@ def prepare(only_kept: bool = False) -> None:
     raw = leaves.encode(ledger.DISPOSITION_ACCEPTED, 0, 0, 0, b"", b"")
     nothing = Tally(summing, [raw], np.zeros_like, (), np.zeros_like)
     nothing.make_room_again()
+    nothing.shapes()
+    nothing.kinds()
     for _ in nothing.placed(0):
         pass
     _loops = summing
@@ -66,20 +68,6 @@ def is_ready() -> bool:
     return _loops is not None
 
 
-class Group(NamedTuple):
-    """Events that are alike in all they are charged and summed by. In the order of `columns`."""
-
-    outcome: int
-    segment: int
-    band: int
-    minute: int
-    sample: int
-    """Index of the first of them in the run."""
-    requests: int
-    shape: int
-    """Number of what selects their prices: all but whose they are, and the minute."""
-
-
 class Cell(NamedTuple):
     """What a group's events used of one kind of leaf. Indexes are of leaves in the run.
 
@@ -87,7 +75,7 @@ class Cell(NamedTuple):
     """
 
     kinds: int
-    """The six dimensions in one number; see `Tally.dimensions`."""
+    """The six dimensions in one number."""
     attribute_at: int
     attribute_bytes: int
     amount: int
@@ -95,6 +83,15 @@ class Cell(NamedTuple):
     group: int
     first: int
     end: int
+
+
+class Numbered(NamedTuple):
+    """What groups have in some of their columns, or the cells' kinds of leaf, by number."""
+
+    number_of: Numbers
+    """Of each group or cell."""
+    samples: Numbers
+    """Of each number, the first group or cell."""
 
 
 class _Stretch(NamedTuple):
@@ -127,8 +124,9 @@ class Tally:
         self._minutes_of = minutes_of
         self._bounds = np.array(context_bounds, dtype=np.int64)
         count = len(data)
-        self._group_table = _table(_FIRST_ENTRIES)
-        self._cell_table = _table(_FIRST_ENTRIES)
+        entries = min(_FIRST_ENTRIES, count * _QUANTITIES_A_LEAF)
+        self._group_table = _table(entries)
+        self._cell_table = _table(entries)
         # Pages that are not touched take no memory.
         self._group_texts = np.empty((count, at.USE_TEXTS), dtype=np.int64)
         self._groups = np.empty((count, at.GROUP_COLUMNS), dtype=np.int64)
@@ -139,16 +137,13 @@ class Tally:
         for stretch in self._stretches():
             found = np.flatnonzero(stretch.status == at.ODD)
             self._odd += (found + stretch.first).tolist()
-        groups, cells, text_bytes, _ = self._counts.tolist()
-        table = _table(groups)
-        loops.number_shapes(self._held, table, self._group_texts, self._groups, self._counts)
-        self.shapes = int(self._counts[at.SHAPES])
-        """How many there are among the groups."""
+        groups, cells, text_bytes = self._counts.tolist()
         # Read again, each would be counted twice: what is read again goes into other sums.
-        self._sums: list[list[int]] = self._cells[:cells].tolist()
-        self._rows = self._groups[:groups].tolist()
+        self.cells: Numbers = self._cells[:cells].copy()
+        """The counts of each kind of leaf of each group; see `Cell`."""
+        self._rows: Numbers = self._groups[:groups].copy()
         self._text = self._held[:text_bytes].tobytes()
-        self.events = sum(row[at.REQUESTS] for row in self._rows)
+        self.events = int(self._rows[:, at.REQUESTS].sum())
         """How many events were read."""
 
     def _stretches(self) -> Iterator[_Stretch]:
@@ -208,7 +203,7 @@ class Tally:
 
     def _make_room(self, groups: int, cells: int, text_bytes: int) -> None:
         """Keep the tables half empty, and room for texts, whatever the next stretch brings."""
-        held_groups, held_cells, held_bytes, _ = self._counts.tolist()
+        held_groups, held_cells, held_bytes = self._counts.tolist()
         if held_bytes + text_bytes + PADDING > len(self._held):
             held = np.empty(2 * (held_bytes + text_bytes) + PADDING, dtype=np.uint8)
             held[:held_bytes] = self._held[:held_bytes]
@@ -235,32 +230,65 @@ class Tally:
         """Indexes of leaves that were not read here."""
         return self._odd
 
-    def groups(self) -> Iterator[Group]:
-        """All groups, in the order of their first events."""
-        return map(Group._make, self._rows)
+    def groups(self, column: int) -> Numbers:
+        """A number of each group, by its column; groups are in the order of their first events."""
+        return self._rows[:, column]
 
-    def texts(self, column: int) -> list[str]:
-        """A text of each group, by its column in `texts`, before USE_TEXTS or OWNER_TEXTS."""
-        places = self._group_texts[: len(self._rows), column : column + 2].tolist()
+    def shapes(self) -> Numbered:
+        """What selects groups' prices, but for whose they are."""
+        return self._numbered(0, at.SHAPE_TEXTS, at.SHAPE_NUMBERS)
+
+    def accounts(self) -> Numbered:
+        """Whose the groups are."""
+        return self._numbered(at.ACCOUNT_ID, at.ACCOUNT_ID + 2, 0)
+
+    def engines(self) -> Numbered:
+        """Whose engines' the groups are."""
+        return self._numbered(at.ENGINE_ID, at.ENGINE_ID + 2, 0)
+
+    def kinds(self) -> Numbered:
+        """The kinds of leaf that the cells are of."""
+        number_of, samples = np.empty((2, len(self.cells)), dtype=np.int64)
+        table = _table(len(self.cells))
+        used = self._loops.number_kinds(self._held, table, self.cells, number_of, samples)
+        return Numbered(number_of, samples[:used])
+
+    def _numbered(self, texts_from: int, texts_end: int, numbers_end: int) -> Numbered:
+        number_of, samples = np.empty((2, len(self._rows)), dtype=np.int64)
+        used = self._loops.number_groups(
+            self._held,
+            _table(len(self._rows)),
+            self._group_texts,
+            self._rows,
+            texts_from,
+            texts_end,
+            numbers_end,
+            number_of,
+            samples,
+        )
+        return Numbered(number_of, samples[:used])
+
+    def texts(self, column: int, groups: Numbers | None = None) -> list[str]:
+        """A text of each group, or of some, by its column, before USE_TEXTS or OWNER_TEXTS."""
+        which = slice(0, len(self._rows)) if groups is None else groups
+        places = self._group_texts[which, column : column + 2].tolist()
         text = self._text
         return [text[start : start + length].decode("ascii") for start, length in places]
 
-    def context(self, group: int) -> tuple[str, ...]:
-        """The texts of a group that may select a price, in the order of `columns`."""
-        places = self._group_texts[group, : at.SHAPE_TEXTS].tolist()
-        text = self._text
-        return tuple(
-            text[start : start + length].decode("ascii")
-            for start, length in zip(places[::2], places[1::2], strict=True)
-        )
+    def written(self, groups: Numbers) -> list[bytes]:
+        """What selects some groups' prices, in bytes: others if and only if it is another.
 
-    @property
-    def rows(self) -> Sequence[Sequence[int]]:
-        """The fields of all cells, in the order of their first quantities.
-
-        Not as `Cell`: to make one takes as long as to charge it.
+        The lengths of the texts, the numbers, and the texts, which stand one after the other.
         """
-        return self._sums
+        texts = self._group_texts[groups, : at.SHAPE_TEXTS]
+        heads = np.hstack((texts[:, 1::2], self._rows[groups, : at.SHAPE_NUMBERS])).tobytes()
+        width = len(heads) // max(len(groups), 1)
+        return [
+            heads[row * width : (row + 1) * width] + self._text[start:end]
+            for row, (start, end) in enumerate(
+                zip(texts[:, 0].tolist(), (texts[:, -2] + texts[:, -1]).tolist(), strict=True)
+            )
+        ]
 
     def attribute(self, start: int, length: int) -> bytes:
         """The attribute of a cell's leaves, by the cell's `attribute_at` and `attribute_bytes`."""
@@ -271,7 +299,7 @@ class Tally:
         found: dict[int, list[tuple[int, int, int]]] = {cell: [] for cell in cells}
         if not found:
             return found
-        wanted = np.zeros(len(self._sums) + 1, dtype=np.bool_)
+        wanted = np.zeros(len(self.cells) + 1, dtype=np.bool_)
         wanted[list(found)] = True
         for stretch in self._stretches():
             # -1, of a count of 0, is the last, which nobody wants.
@@ -350,13 +378,13 @@ def tally(
     return Tally(_loops, data, segments_of, context_bounds, minutes_of)
 
 
+def _table(entries: int) -> Numbers:
+    """An empty hash table for so many entries, at most half full."""
+    return np.full(1 << (2 * entries + 1).bit_length(), -1, dtype=np.int64)
+
+
 def _side_by_side(texts: Sequence[bytes]) -> tuple[Bytes, Numbers]:
     """Texts in one buffer, and where each begins; one place more is the end of the last."""
     starts = np.zeros(len(texts) + 1, dtype=np.int64)
     np.cumsum(np.fromiter(map(len, texts), np.int64, len(texts)), out=starts[1:])
     return np.frombuffer(b"".join(texts), dtype=np.uint8), starts
-
-
-def _table(entries: int) -> Numbers:
-    """An empty hash table for so many entries, at most half full."""
-    return np.full(1 << (2 * entries + 1).bit_length(), -1, dtype=np.int64)

@@ -17,12 +17,15 @@ from pricing.domain.card import content_hash
 from pricing.domain.card_yaml import parse_card
 from pricing.domain.catalogue import Catalogue, published_card
 from pricing.domain.charges import Charges
+from pricing.domain.compiled import columns
+from pricing.domain.events import MAX_QUANTITY
 from pricing.domain.identity import identity_of
 from pricing.domain.meters import Commitments, Meters
 from tollbook.ledger.v1 import ledger_pb2 as ledger
 from tollbook.usage.v1 import usage_pb2 as usage
 
 LATER = make.CARD.replace("2026-01-01T00:00:00Z", "2026-01-01T00:00:10Z").replace("0.60", "0.80")
+LATER += "  - {id: more, match: {direction: in}, per: 1_000_000, price: 0.05, surcharge: true}\n"
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -137,12 +140,12 @@ def currency_of(account_id: str) -> str | None:
     return "USD" if account_id == "acme" else None
 
 
-@given(st.lists(raw_leaves(), min_size=1, max_size=12), st.integers(0, 10**6))
-def test_compiled_and_plain_come_to_the_same(data: list[bytes], first: int) -> None:
-    plain = run()
+@given(st.lists(raw_leaves(), min_size=1, max_size=12), st.integers(0, 10**6), st.booleans())
+def test_compiled_and_plain_come_to_the_same(data: list[bytes], first: int, by_use: bool) -> None:
+    plain = run(by_use)
     for position, raw in enumerate(data, first):
         plain.add(position, raw)
-    compiled = run()
+    compiled = run(by_use)
     compiled.add_tally(first, data)
     # Before they are made: only their places, and only a few.
     applied = compiled.effects.applied
@@ -156,8 +159,8 @@ def test_compiled_and_plain_come_to_the_same(data: list[bytes], first: int) -> N
     assert set(few) <= set(applied)
 
 
-def run() -> batch._Run:
-    charges = Charges("usage-0", Meters(), Commitments(), counts_units=True)
+def run(by_use: bool = True) -> batch._Run:
+    charges = Charges("usage-0", Meters(), Commitments(), sums_use=by_use, counts_units=True)
     return batch._Run("usage-0", currency_of, catalogue(), charges)
 
 
@@ -198,6 +201,49 @@ def test_no_number_of_groups_and_texts_is_too_much(monkeypatch: pytest.MonkeyPat
     assert finished(plain) == finished(compiled)
 
 
+@pytest.mark.parametrize("by_use", [True, False])
+def test_a_surcharge_is_charged_beside_its_line_and_counts_no_use(by_use: bool) -> None:
+    late_us = make.T0_US + 15_000_000
+    data = [
+        make.event(position, plain=3, cached=2, output=1, time_us=late_us) for position in range(3)
+    ]
+    plain, compiled = run(by_use), run(by_use)
+    for position, raw in enumerate(data):
+        plain.add(position, raw)
+    compiled.add_tally(0, data)
+    rated = finished(compiled)
+    assert rated == finished(plain)
+    on_top = [one.amount_pico for one in rated.effects.postings if one.line_id == "more"]
+    assert on_top == [15 * 50_000]
+
+
+def test_no_sum_of_a_run_is_beyond_64_bits_and_no_charge_is_cut() -> None:
+    """What a run can hold at the most fits, and a charge of it is exact, however large."""
+    assert tally.MAX_LEAVES * columns.MAX_QUANTITIES * MAX_QUANTITY < 2**62
+    event = usage.UsageEvent(
+        event_id="large",
+        account_id="acme",
+        served_model="tiny",
+        event_time=timestamp_of(make.T0_US + 20_000_000),
+        outcome=usage.OUTCOME_COMPLETE,
+    )
+    for _ in range(columns.MAX_QUANTITIES):
+        event.quantities.add(
+            unit=usage.UNIT_TOKEN, direction=usage.DIRECTION_OUT, amount=MAX_QUANTITY
+        )
+    record = usage.UsageRecord(stream_id="s", usage_event=event.SerializeToString())
+    data = [make.entry(record.SerializeToString(), position) for position in range(300)]
+    plain, compiled = run(), run()
+    for position, raw in enumerate(data):
+        plain.add(position, raw)
+    compiled.add_tally(0, data)
+    rated = finished(compiled)
+    assert rated == finished(plain)
+    (posting,) = rated.effects.postings
+    assert posting.quantity == 300 * columns.MAX_QUANTITIES * MAX_QUANTITY
+    assert posting.amount_pico == posting.quantity * 800_000 > 2**63
+
+
 def finished(run: batch._Run) -> batch.Rated:
     rated = run.finish()
     run._charges.finish(rated.effects)
@@ -209,4 +255,4 @@ def test_ordinary_events_are_read_by_the_loops() -> None:
     data = [make.event(position, plain=3, cached=2, output=1) for position in range(5)]
     found = tally.tally(data, np.zeros_like, (), np.zeros_like)
     assert not found.odd()
-    assert sum(group.requests for group in found.groups()) == 5
+    assert found.events == 5

@@ -14,6 +14,8 @@ from tests.unit.pricing import builders as make
 from pricing.domain import batch, books, tally
 from pricing.domain.card import Card, content_hash
 from pricing.domain.catalogue import Catalogue, published_card
+from pricing.domain.charges import Charges
+from pricing.domain.meters import Commitments, Meters
 from pricing.domain.quoting import Bound, quote
 from pricing.domain.rate import Batch, Cards, rate
 from pricing.domain.replay import Replay
@@ -95,6 +97,39 @@ def test_a_run_costs_what_paper_says(
                 tally._loops = loops
         assert charged(replay) == paper.totals()
         assert replay.suspense() == paper.unpriced
+
+
+@few
+@given(
+    st.lists(at_random.random_cards() | at_random.falling_cards(), min_size=1, max_size=2),
+    some_events,
+    st.booleans(),
+    st.sampled_from([{"acme": "USD"}, {"acme": "USD", "bolt": "USD"}]),
+)
+def test_summed_by_columns_or_one_by_one_every_effect_is_the_same(
+    versions: list[Card],
+    events: tuple[usage.UsageEvent, ...],
+    by_use: bool,
+    currencies: dict[str, str],
+) -> None:
+    """Postings and how they fold, meters' moves, totals, uses, units for bills, and what waits."""
+    catalogue = Catalogue(
+        [
+            published_card(number, card, number, content_hash(card.document()))
+            for number, card in enumerate(versions, 1)
+        ]
+    )
+    found: list[batch.Rated] = []
+    for compiled in (True, False):
+        charges = Charges(LOG, Meters(), Commitments(), sums_use=by_use, counts_units=True)
+        with pytest.MonkeyPatch.context() as patch:
+            if not compiled:
+                patch.setattr(tally, "_loops", None)
+            data = leaves_of(events)
+            rated = batch.rate_run(LOG, 7, data, currencies.get, catalogue, charges)
+        charges.finish(rated.effects)
+        found.append(rated)
+    assert found[0] == found[1]
 
 
 @few

@@ -62,9 +62,7 @@ MAX_WORD: Final = 2**DIMENSION_BITS - 1
 SAMPLE: Final = 4
 """Index of the first of its events."""
 REQUESTS: Final = 5
-SHAPE: Final = 6
-"""Number of what selects its prices; groups of one shape differ in whose they are and when."""
-GROUP_COLUMNS: Final = 7
+GROUP_COLUMNS: Final = 6
 
 # Columns of `cells`: what a group used of one kind of leaf. Those before CELL_AMOUNT are a
 # quantity's too, but for the group.
@@ -82,8 +80,7 @@ CELL_COLUMNS: Final = 8
 GROUPS: Final = 0
 CELLS: Final = 1
 TEXT_BYTES: Final = 2
-SHAPES: Final = 3
-COUNTS: Final = 4
+COUNTS: Final = 3
 
 PADDING: Final = 8
 """Bytes that stand behind every array of bytes the loops read, which read by eight."""

@@ -29,10 +29,6 @@ from pricing.domain.compiled.columns import (
     PLAIN,
     REQUESTS,
     SAMPLE,
-    SHAPE,
-    SHAPE_NUMBERS,
-    SHAPE_TEXTS,
-    SHAPES,
     TEXT_BYTES,
     UNDELIVERED,
 )
@@ -47,7 +43,8 @@ __all__ = [
     "enter_cells",
     "enter_groups",
     "hash_slices",
-    "number_shapes",
+    "number_groups",
+    "number_kinds",
     "scan",
     "write_identities",
 ]
@@ -55,13 +52,20 @@ __all__ = [
 
 @inlined
 def _place(
-    data: Any, texts: Any, numbers: Any, index: int, texts_end: int, numbers_end: int, table: Any
+    data: Any,
+    texts: Any,
+    numbers: Any,
+    index: int,
+    texts_from: int,
+    texts_end: int,
+    numbers_end: int,
+    table: Any,
 ) -> Any:
-    """Where to look for a row first, by its texts and numbers before some columns."""
+    """Where to look for a row first, by texts in some columns, and numbers before one."""
     state = np.uint64(1)
     for column in range(numbers_end):
         state = mix(state, numbers[index, column])
-    for column in range(0, texts_end, 2):
+    for column in range(texts_from, texts_end, 2):
         state = mix_text(data, state, texts[index, column], texts[index, column + 1])
     return (state ^ (state >> np.uint64(32))) & np.uint64(len(table) - 1)
 
@@ -76,14 +80,15 @@ def _is_alike(
     held_texts: Any,
     groups: Any,
     group: int,
+    texts_from: int,
     texts_end: int,
     numbers_end: int,
 ) -> bool:
-    """Whether a row and a group have the same texts and numbers before some columns."""
+    """Whether a row and a group have the same texts in some columns, and numbers before one."""
     for column in range(numbers_end):
         if numbers[index, column] != groups[group, column]:
             return False
-    for column in range(0, texts_end, 2):
+    for column in range(texts_from, texts_end, 2):
         length = texts[index, column + 1]
         if length != held_texts[group, column + 1] or not same_bytes(
             data, texts[index, column], held, held_texts[group, column], length
@@ -116,7 +121,7 @@ def _group_of(
     counts: Any,
 ) -> int:
     """The group that an event of a stretch belongs to, entered when it is a new one."""
-    place = _place(data, texts, numbers, index, texts_end, KEY_NUMBERS, table)
+    place = _place(data, texts, numbers, index, 0, texts_end, KEY_NUMBERS, table)
     mask = np.uint64(len(table) - 1)
     while table[place] >= 0:
         group = table[place]
@@ -129,6 +134,7 @@ def _group_of(
             group_texts,
             groups,
             group,
+            0,
             texts_end,
             KEY_NUMBERS,
         ):
@@ -204,7 +210,7 @@ def enter_groups(
 ) -> None:
     """Enter groups into another, empty, table."""
     for group in range(count):
-        place = _place(held, group_texts, groups, group, texts_end, KEY_NUMBERS, table)
+        place = _place(held, group_texts, groups, group, 0, texts_end, KEY_NUMBERS, table)
         while table[place] >= 0:
             place = (place + np.uint64(1)) & np.uint64(len(table) - 1)
         table[place] = group
@@ -228,12 +234,26 @@ def enter_cells(held: Any, table: Any, cells: Any, count: int) -> None:
 
 
 @compiled
-def number_shapes(held: Any, table: Any, group_texts: Any, groups: Any, counts: Any) -> None:
-    """Give each group the number of its shape, in the order in which these come."""
+def number_groups(
+    held: Any,
+    table: Any,
+    group_texts: Any,
+    groups: Any,
+    texts_from: int,
+    texts_end: int,
+    numbers_end: int,
+    number_of: Any,
+    samples: Any,
+) -> int:
+    """Number what groups have in some of their columns, as it comes; `table` is empty.
+
+    Gives each group's number and, of each number, the first group; how many there are.
+    """
     mask = np.uint64(len(table) - 1)
-    for group in range(counts[GROUPS]):
-        place = _place(held, group_texts, groups, group, SHAPE_TEXTS, SHAPE_NUMBERS, table)
-        shape = -1
+    used = 0
+    for group in range(len(number_of)):
+        place = _place(held, group_texts, groups, group, texts_from, texts_end, numbers_end, table)
+        number = -1
         while table[place] >= 0:
             other = table[place]
             if _is_alike(
@@ -244,18 +264,50 @@ def number_shapes(held: Any, table: Any, group_texts: Any, groups: Any, counts: 
                 held,
                 group_texts,
                 groups,
-                other,
-                SHAPE_TEXTS,
-                SHAPE_NUMBERS,
+                samples[other],
+                texts_from,
+                texts_end,
+                numbers_end,
             ):
-                shape = groups[other, SHAPE]
+                number = other
                 break
             place = (place + np.uint64(1)) & mask
-        if shape < 0:
-            table[place] = group
-            shape = counts[SHAPES]
-            counts[SHAPES] += 1
-        groups[group, SHAPE] = shape
+        if number < 0:
+            number = used
+            table[place] = number
+            samples[number] = group
+            used += 1
+        number_of[group] = number
+    return used
+
+
+@compiled
+def number_kinds(held: Any, table: Any, cells: Any, number_of: Any, samples: Any) -> int:
+    """Number the kinds of leaf that cells are of, as `number_groups`."""
+    mask = np.uint64(len(table) - 1)
+    used = 0
+    for cell in range(len(number_of)):
+        kinds = cells[cell, CELL_KINDS]
+        attribute, length = cells[cell, CELL_ATTRIBUTE], cells[cell, CELL_ATTRIBUTE + 1]
+        place = _cell_place(held, 0, kinds, attribute, length, table)
+        number = -1
+        while table[place] >= 0:
+            other = samples[table[place]]
+            if (
+                cells[other, CELL_KINDS] == kinds
+                and cells[other, CELL_ATTRIBUTE + 1] == length
+                and same_bytes(held, attribute, held, cells[other, CELL_ATTRIBUTE], length)
+            ):
+                number = table[place]
+                break
+            place = (place + np.uint64(1)) & mask
+        if number < 0:
+            number = used
+            table[place] = number
+            samples[number] = cell
+            used += 1
+        number_of[cell] = number
+    return used
 
 
 @compiled
@@ -309,4 +361,5 @@ def add_up(
 
 def are_kept() -> bool:
     """Whether an earlier process has compiled all this."""
-    return all(map(is_kept, (scan, add_up, number_shapes, enter_cells, write_identities)))
+    loops = (scan, add_up, number_groups, number_kinds, enter_cells, write_identities)
+    return all(map(is_kept, loops))

@@ -24,7 +24,7 @@ from tollbook.pricing.v1.accounts_pb2 import CreditExpired
 Aside = Callable[[bytes], bytes | None]
 
 
-class _Charged(Replay):
+class Charged(Replay):
     """Books that also keep what the projects of some accounts were charged, minute by minute."""
 
     def __init__(self, accounts: frozenset[str]) -> None:
@@ -71,7 +71,7 @@ def check(
             " left of them is taken as stated, up to the grant"
         )
     accounts = frozenset(made.account_id for _, made in said)
-    charged = _Charged(accounts)
+    charged = Charged(accounts)
     books: Books | None = None
     for position, made in sorted(said, key=lambda found: sorted(_sizes(found[1]).items())):
         short = _fewer_than_a_cut(made, cuts)
@@ -79,7 +79,7 @@ def check(
             findings.append(Finding(CONTROL_LOG, f"{_name(made)}: {short}", position))
             continue
         if books is None or not _follows(books, made):
-            charged = _Charged(accounts)
+            charged = Charged(accounts)
             books = Books(sources, pins, aside, charged)
         problems = list(books.advance(_sizes(made)))
         if problems:

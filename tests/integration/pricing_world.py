@@ -345,9 +345,9 @@ class World:
         assert replay.digest() == listed.balances_digest
         assert sum(replay.balances.values()) == 0
 
-    async def replay(self, at: Mapping[str, int]) -> Replay:
-        """The books by a replay of the logs alone, up to these sizes."""
-        replay = Replay()
+    async def replay(self, at: Mapping[str, int], into: Replay | None = None) -> Replay:
+        """The books by a replay of the logs alone, up to these sizes; `into` are empty ones."""
+        replay = into if into is not None else Replay()
         async for answer in self._read(CONTROL_LOG, at[CONTROL_LOG]):
             for position, leaf in enumerate(answer.leaves, answer.first_position):
                 entry = await self.ledger.GetEntry(

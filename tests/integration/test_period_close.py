@@ -20,6 +20,7 @@ from tests.integration.pricing_world import CARD, PARTS, PICO, T0_US, World, aga
 from tests.integration.replicas import replicas
 from tests.integration.webhook_receiver import SECRET, Receiver, receiving
 
+from audit.expiries import Charged
 from kernel import leaf as leaves
 from kernel.clock import timestamp_of
 from kernel.placement import CONTROL_LOG
@@ -187,6 +188,11 @@ async def test_a_month_is_closed_once_whoever_asks_and_corrected_in_the_next(
     ]
     assert expired.control_size
     assert sum(part.size for part in expired.logs) >= 3
+    # The auditor's arithmetic on the real logs, up to the sizes that the record states.
+    charged = Charged(frozenset({"billed"}))
+    sizes = {CONTROL_LOG: expired.control_size, **{part.log: part.size for part in expired.logs}}
+    await world.replay(sizes, charged)
+    assert charged.left_pico("billed", "ends") == int(expired.amount.amount_pico)
     brief = await statement(world, "brief", "2026-01")
     assert (brief["charged_pico"], brief["invoiced_pico"]) == (str(7 * 600_000), "0")
     assert (await statement(world, "idle", "2026-01"))["closing_pico"] == str(5 * PICO)

@@ -8,7 +8,7 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import asyncpg
 import pytest
@@ -19,6 +19,7 @@ from kernel import errors
 from kernel.placement import partition_of
 from pricing.adapters import database, hold_batch, hold_closer, hold_ops, hold_sql
 from pricing.adapters.hold_ops import Answer, Made, Op, Releasing, Reserving
+from pricing.adapters.hold_windows import Windows
 from pricing.adapters.holds import HoldDoor
 from pricing.domain.holds import Ask, Standing, hold_id_of
 from tollbook.pricing.v1 import accounts_pb2, money_pb2
@@ -59,6 +60,21 @@ async def desk(pricing_tables: Stack) -> AsyncIterator[Desk]:
 def reserving(account_id: str, event_id: str, tokens: int, **more: Any) -> Reserving:
     ask = Ask(hold_id_of(account_id, event_id), account_id, "", "", tokens * TOKEN_PICO, make.T0_US)
     return Reserving(ask, **{"currency": "USD", "ttl_us": LONG_US, **more})
+
+
+async def limit(
+    desk: Desk, account_id: str, name: str, tokens: int, window: int, **more: Any
+) -> None:
+    """A limit of so many tokens' price in each window."""
+    made = accounts_pb2.LimitSet(
+        change_id=f"{account_id}-{name}-{tokens}",
+        limit_id=f"{account_id}-{name}",
+        account_id=account_id,
+        window=cast(Any, window),
+        amount=money_pb2.Amount(currency="USD", amount_pico=str(tokens * TOKEN_PICO)),
+        **{"time_zone": "UTC", **more},
+    )
+    await desk.books.change(limit_set=made)
 
 
 @dataclass
@@ -124,11 +140,14 @@ def some_ops(dice: random.Random, charged: list[str]) -> list[Op]:
     return ops
 
 
-async def decided(db: Any, batch: list[Op]) -> tuple[list[tuple[Op, Answer]], int]:
-    """What a batch is answered, and how many of it took a closer look."""
-    answers, closer = await hold_batch.decide(db, batch)
+async def decided(
+    db: Any, batch: list[Op], windows: Windows | None = None
+) -> tuple[list[tuple[Op, Answer]], int]:
+    """What a batch is answered, and how many of it took a closer look: those are the last ones."""
+    windows = windows or Windows()
+    answers, closer = await hold_batch.decide(db, batch, windows)
     for op in closer:
-        answers += await hold_closer.decide(db, op.shard, [op])
+        answers += await hold_closer.decide(db, op.shard, [op], windows)
     return answers, len(closer)
 
 
@@ -141,26 +160,19 @@ async def test_the_database_and_the_domain_decide_as_plain_numbers_do(
     for account_id in ACCOUNTS:
         await desk.books.grant(account_id, 100 * TOKEN_PICO)
         if limited:
-            # One that is never in the way: the account is looked at closer, and decided the same.
-            amount = money_pb2.Amount(currency="USD", amount_pico=str(10**20))
-            limit = accounts_pb2.LimitSet(
-                change_id=f"c-{account_id}",
-                limit_id=f"l-{account_id}",
-                account_id=account_id,
-                window=accounts_pb2.SPEND_WINDOW_DAY,
-                time_zone="UTC",
-                amount=amount,
-            )
-            await desk.books.change(limit_set=limit)
+            # One that is never in the way: the account is decided as one without.
+            await limit(desk, account_id, "day", 10**14, accounts_pb2.SPEND_WINDOW_DAY)
     charged: list[str] = []
     met: set[object] = set()
-    looked = 0
+    looked = reserved = 0
+    windows = Windows()
     async with desk.pool.acquire() as db:
         for number in range(BATCHES):
             batch = some_ops(dice, charged)
             batch = list({op.hold_id: op for op in batch}.values())
-            answers, closer = await decided(db, batch)
+            answers, closer = await decided(db, batch, windows)
             looked += closer
+            reserved += sum(isinstance(op, Reserving) for op in batch)
             found = {op: seen(answer) for op, answer in answers}
             # What is given up first, then account by account.
             for op in sorted(
@@ -186,7 +198,9 @@ async def test_the_database_and_the_domain_decide_as_plain_numbers_do(
         "HOLD_NOT_FOUND",
         "EVENT_CHARGED",
     }
+    # With limits, one look closer tells what windows to ask for, and who is refused is looked at.
     assert bool(looked) == limited
+    assert looked < reserved / 2
     held = await desk.admin.fetch(
         "SELECT r.account_id, r.amount_pico, (SELECT coalesce(sum(amount_pico), 0) FROM hold h"
         " WHERE h.account_id = r.account_id) AS holds FROM account_reserved r"
@@ -194,6 +208,97 @@ async def test_the_database_and_the_domain_decide_as_plain_numbers_do(
     for row in held:
         assert row["amount_pico"] == row["holds"]
         assert model.balance[row["account_id"]] - row["holds"] == model.free(row["account_id"])
+
+
+SECOND_US = 1_000_000
+# About a minute's edge, and about a month's in Berlin, which is an hour before it is one in UTC.
+TIMES_US = (
+    make.T0_US,
+    make.T0_US + 30 * SECOND_US,
+    make.T0_US + 60 * SECOND_US - 1,
+    make.T0_US + 60 * SECOND_US,
+    make.T0_US - 3_600 * SECOND_US,
+    make.T0_US - 3_600 * SECOND_US - 1,
+)
+
+
+def like(op: Op, account_id: str) -> Op:
+    """The same ask of another account."""
+    event_id = op.hold_id
+    if isinstance(op, Releasing):
+        return Releasing(account_id, hold_id_of(account_id, event_id))
+    ask = op.ask._replace(hold_id=hold_id_of(account_id, event_id), account_id=account_id)
+    return Reserving(ask, op.currency, op.ttl_us, op.grows)
+
+
+def asked_of_limits(dice: random.Random) -> list[Op]:
+    """Asks for projects and keys, of events about the edges of windows, of nobody yet: what stands
+    for the hold is the event's id, and like() makes them an account's.
+    """
+    ops: list[Op] = []
+    for number in dice.sample(range(60), dice.randint(1, 10)):
+        if dice.random() < 0.3:
+            ops.append(Releasing("", f"e{number}"))
+            continue
+        tokens = dice.choice((0, 1, 2, 5, 8))
+        project_id, key_id = dice.choice(("", "p", "q")), dice.choice(("", "k"))
+        grows = dice.random() < 0.2
+        at_us = 0 if grows else dice.choice(TIMES_US)
+        ask = Ask(f"e{number}", "", project_id, key_id, tokens * TOKEN_PICO, at_us)
+        ops.append(Reserving(ask, "", LONG_US, grows))
+    return ops
+
+
+def spoken(answer: Answer, account_id: str) -> object:
+    """An answer and all of its words, without the account's name."""
+    if isinstance(answer, errors.QuotaExceeded):
+        found = [(one.subject, one.description) for one in answer.violations]
+        return [(subject.replace(account_id, "it"), said) for subject, said in found]
+    return seen(answer)
+
+
+async def test_limits_are_decided_alike_in_one_statement_and_by_the_domain(desk: Desk) -> None:
+    dice = random.Random(11)
+    for account_id in ("acme", "birch"):
+        await desk.books.grant(account_id, 400 * TOKEN_PICO)
+        await limit(desk, account_id, "minute", 9, accounts_pb2.SPEND_WINDOW_MINUTE)
+        await limit(
+            desk, account_id, "p", 40, accounts_pb2.SPEND_WINDOW_DAY, project_id="p", key_id="k"
+        )
+        month = accounts_pb2.SPEND_WINDOW_MONTH
+        await limit(desk, account_id, "month", 60, month, time_zone="Europe/Berlin")
+    windows = Windows()
+    in_one = looked = 0
+    met: set[object] = set()
+    async with desk.pool.acquire() as db:
+        for number in range(2 * BATCHES):
+            twins = {like(op, "acme"): like(op, "birch") for op in asked_of_limits(dice)}
+            if number == BATCHES:
+                # A kind of window that nobody knows of yet.
+                for account_id in ("acme", "birch"):
+                    await limit(desk, account_id, "hour", 12, accounts_pb2.SPEND_WINDOW_HOUR)
+            answers, closer = await decided(db, list(twins), windows)
+            looked += closer
+            in_one += sum(
+                isinstance(op, Reserving) and isinstance(answer, Made) and op.ask.amount_pico > 0
+                for op, answer in answers[: len(answers) - closer]
+            )
+            # Their twins in the order in which they were decided: what is given up went first.
+            for op, answer in sorted(answers, key=lambda one: not isinstance(one[0], Releasing)):
+                twin = twins[op]
+                if isinstance(twin, Reserving):
+                    [(_, expected)] = await hold_closer.decide(db, twin.shard, [twin], Windows())
+                else:
+                    [(_, expected)] = (await decided(db, [twin]))[0]
+                assert spoken(answer, "acme") == spoken(expected, "birch"), (number, op)
+                met.add(seen(answer) if isinstance(seen(answer), str) else "made")
+            if number % 5 == 4:
+                at_us = dice.choice(TIMES_US)
+                for account_id in ("acme", "birch"):
+                    tagged = {"project_id": "p", "key_id": "k"}
+                    await desk.books.charge(account_id, f"c{number}", 1, at_us, **tagged)
+    assert {"made", "SPEND_LIMIT", "HOLD_NOT_FOUND"} <= met
+    assert in_one > BATCHES / 2
 
 
 async def test_nobody_is_refused_for_a_hold_whose_time_is_over(desk: Desk) -> None:

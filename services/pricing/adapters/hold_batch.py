@@ -13,9 +13,12 @@ from typing import Any, Final
 from pricing.adapters import hold_ops
 from pricing.adapters.hold_ops import Answer, Made, Op, Releasing, Reserving
 from pricing.adapters.hold_sql import Open
+from pricing.adapters.hold_windows import Windows
 from pricing.domain.holds import Standing
 
-_DECIDE: Final = "SELECT * FROM decide_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10)"
+_DECIDE: Final = (
+    "SELECT * FROM decide_holds($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14)"
+)
 _MAKE, _GROW, _RELEASE = 0, 1, 2
 
 
@@ -37,9 +40,12 @@ def _columns_of(op: Op) -> tuple[Any, ...]:
     )
 
 
-async def decide(db: Any, batch: Sequence[Op]) -> tuple[list[tuple[Op, Answer]], list[Reserving]]:
+async def decide(
+    db: Any, batch: Sequence[Op], windows: Windows
+) -> tuple[list[tuple[Op, Answer]], list[Reserving]]:
     """(What is committed and answered, what needs a closer look). No hold comes twice in it."""
-    rows = await db.fetch(_DECIDE, *map(list, zip(*map(_columns_of, batch), strict=True)))
+    asked = map(list, zip(*map(_columns_of, batch), strict=True))
+    rows = await db.fetch(_DECIDE, *asked, *windows.columns(batch))
     answers: list[tuple[Op, Answer]] = []
     closer: list[Reserving] = []
     for row in rows:

@@ -1,8 +1,8 @@
-"""Holds of accounts with spend limits, or with credit that ends or is for a project.
+"""Holds of accounts with credit that ends or is for a project, or with a spend limit in the way.
 
-What is in their way takes time zones and the order of payment to find out, so
+What is in their way takes the order of payment or a limit's own words to tell, so
 the domain decides it, between two statements of one transaction that holds
-the shard's lock.
+the shard's lock. An account with limits comes here until the kinds of their windows are known.
 """
 
 from __future__ import annotations
@@ -14,14 +14,20 @@ from typing import Any
 from pricing.adapters import hold_ops, hold_sql
 from pricing.adapters.hold_ops import Answer, Made, Reserving
 from pricing.adapters.hold_sql import Open
+from pricing.adapters.hold_windows import Windows
 from pricing.domain.holds import Standing
 
 
-async def decide(db: Any, shard: int, batch: Sequence[Reserving]) -> list[tuple[Reserving, Answer]]:
-    """What is committed and answered. All asks are of one shard, and no hold comes twice."""
+async def decide(
+    db: Any, shard: int, batch: Sequence[Reserving], windows: Windows
+) -> list[tuple[Reserving, Answer]]:
+    """What is committed and answered. All asks are of one shard, and no hold comes twice.
+
+    `windows` learns of the accounts' limits, so that the next batch may need no closer look.
+    """
     await hold_sql.lock(db, shard)
     try:
-        answers = await _answers(db, shard, batch)
+        answers = await _answers(db, shard, batch, windows)
     except BaseException:
         with suppress(Exception):
             await db.execute("ROLLBACK")
@@ -31,7 +37,7 @@ async def decide(db: Any, shard: int, batch: Sequence[Reserving]) -> list[tuple[
 
 
 async def _answers(
-    db: Any, shard: int, batch: Sequence[Reserving]
+    db: Any, shard: int, batch: Sequence[Reserving], windows: Windows
 ) -> list[tuple[Reserving, Answer]]:
     found = await hold_sql.snapshot(
         db,
@@ -41,6 +47,8 @@ async def _answers(
         # One that grows says nothing of its event: what is open is looked up as it is.
         min((op.ask.event_time_us for op in batch if not op.grows), default=0),
     )
+    for standing in found.standings.values():
+        windows.learn(standing.account_id, standing.limits)
     answers: list[tuple[Reserving, Answer]] = []
     made: list[Open] = []
     for op in batch:

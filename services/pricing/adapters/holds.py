@@ -21,12 +21,14 @@ import structlog
 from kernel import errors
 from pricing.adapters import database, hold_batch, hold_closer, hold_sql
 from pricing.adapters.hold_ops import Answer, Made, Op, Releasing, Reserving, tell
+from pricing.adapters.hold_windows import Windows
 
 log = structlog.get_logger()
 
 MAX_BATCH: Final = 256
 MAX_QUEUED: Final = 10_000
 SWEEP_MS: Final = 250
+CLOSER_AT_ONCE: Final = 2
 _ACQUIRE_S: Final = 5.0
 _RETRIES: Final = 3
 # A deadlock or a lost lock is nobody's fault and gone at the next attempt.
@@ -65,6 +67,9 @@ class HoldDoor:
         # By hold, what is asked of it while an ask of it is decided: they go one by one, in order.
         self._later: dict[str, deque[Op]] = {}
         self._waiting = 0
+        self._windows = Windows()
+        # Of the pool's connections the batches and the sweep keep one each.
+        self._closer_room = asyncio.Semaphore(CLOSER_AT_ONCE)
 
     async def run(self) -> None:
         """Serve for ever; run it as a task."""
@@ -127,7 +132,7 @@ class HoldDoor:
 
     async def _decide(self, batch: Sequence[Op], db: Any) -> None:
         # Nobody is told anything before it is durable.
-        answers, closer = await hold_batch.decide(db, batch)
+        answers, closer = await hold_batch.decide(db, batch, self._windows)
         for op, answer in answers:
             self._answer(op, answer)
         for op in closer:
@@ -138,11 +143,18 @@ class HoldDoor:
             by_shard: dict[int, list[Reserving]] = {}
             for op in self._wanted(await self._closer.take()):
                 by_shard.setdefault(op.shard, []).append(op)
-            for shard, batch in by_shard.items():
-                await self._attempt(batch, partial(self._decide_closer, shard, batch))
+            # Several at once: their locks and their accounts are not the same, and a commit of the
+            # database takes all that wait for one.
+            async with asyncio.TaskGroup() as tasks:
+                for shard, batch in by_shard.items():
+                    tasks.create_task(self._attempt_closer(shard, batch))
+
+    async def _attempt_closer(self, shard: int, batch: Sequence[Reserving]) -> None:
+        async with self._closer_room:
+            await self._attempt(batch, partial(self._decide_closer, shard, batch))
 
     async def _decide_closer(self, shard: int, batch: Sequence[Reserving], db: Any) -> None:
-        for op, answer in await hold_closer.decide(db, shard, batch):
+        for op, answer in await hold_closer.decide(db, shard, batch, self._windows):
             self._answer(op, answer)
 
     async def _attempt(self, batch: Sequence[Op], decide: Callable[[Any], Awaitable[None]]) -> None:

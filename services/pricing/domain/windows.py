@@ -26,9 +26,12 @@ WINDOWS: Final = (MINUTE, HOUR, DAY, WEEK, MONTH, EVER)
 MINUTE_US: Final = 60_000_000
 LAST_US: Final = 253_402_300_799_000_000
 """The last second of the year 9999."""
+_ALWAYS_US: Final = 2**63 - 1
 _UNIT_US: Final = {MINUTE: MINUTE_US, HOUR: 60 * MINUTE_US}
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_US: Final = 250_000_000_000_000_000  # the year 9892: no zone's clock runs past 9999
+# No clock is set back further since 1970, but for whole days once.
+_CHANGE_US: Final = 3 * 60 * MINUTE_US
 
 
 def zone_problem(name: str) -> str | None:
@@ -82,6 +85,43 @@ def window_start_us(window: str, zone: str, at_us: int) -> int:
     elif window == MONTH:
         day = day.replace(day=1)
     return midnight_us(day, zone)
+
+
+def stretch_of(window: str, zone: str, at_us: int) -> tuple[int, int] | None:
+    """[its name and first instant, first instant after) of the window that an instant falls in.
+
+    None where that may not be all of it: a clock that is changed near an edge can go through the
+    edge twice, and a window can begin at another instant than its name.
+    """
+    if window == EVER:
+        return 0, _ALWAYS_US
+    start_us = window_start_us(window, zone, at_us)
+    if window in _UNIT_US:
+        end_us = start_us + _UNIT_US[window]
+        between = [(start_us, end_us - 1)]
+    else:
+        end_us = _next_us(window, zone, at_us)
+        between = [(edge - _CHANGE_US, edge + _CHANGE_US) for edge in (start_us, end_us)]
+    if between[0][0] < 0 or between[-1][1] > LAST_US or not start_us <= at_us < end_us:
+        return None
+    is_even = all(_offset(one, zone) == _offset(other, zone) for one, other in between)
+    return (start_us, end_us) if is_even else None
+
+
+def _next_us(window: str, zone: str, at_us: int) -> int:
+    """The instant at which the next day, week or month begins."""
+    day = local(at_us, zone).date()
+    if window == DAY:
+        following = day + timedelta(days=1)
+    elif window == WEEK:
+        following = day + timedelta(days=7 - day.weekday())
+    else:
+        following = date(day.year + day.month // 12, day.month % 12 + 1, 1)
+    return midnight_us(following, zone)
+
+
+def _offset(at_us: int, zone: str) -> timedelta:
+    return local(at_us, zone).utcoffset() or timedelta()
 
 
 def windows_before(window: str, zone: str, start_us: int, count: int) -> list[int]:

@@ -14,7 +14,7 @@ from kernel.clock import SystemClock
 from pricing.adapters import alert_rules, database
 from pricing.adapters.answers import Reader
 from pricing.adapters.control_view import ControlView
-from pricing.adapters.holds import HoldDoor
+from pricing.adapters.holds import CLOSER_AT_ONCE, HoldDoor
 from pricing.adapters.ledger_client import Ledger, LogReplacedError
 from pricing.adapters.migrate import MigrationError
 from pricing.adapters.operator_changes import OperatorChanges
@@ -29,7 +29,7 @@ from tollbook.pricing.v1 import cards_pb2_grpc, pricing_pb2_grpc
 
 log = structlog.get_logger()
 _POOL: Final = 8
-_HOLD_POOL: Final = 4
+_HOLD_POOL: Final = 2 + CLOSER_AT_ONCE
 _NAMES: Final = (
     "tollbook.pricing.v1.PricingService",
     "tollbook.pricing.v1.ControlService",

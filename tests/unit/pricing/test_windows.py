@@ -6,7 +6,7 @@ import zoneinfo
 from datetime import UTC, datetime, timedelta
 from importlib import resources
 from pathlib import Path
-from zoneinfo import ZoneInfo
+from zoneinfo import ZoneInfo, available_timezones
 
 import pytest
 from hypothesis import given
@@ -137,3 +137,46 @@ def test_a_zone_is_what_the_pinned_data_say_whatever_the_machine_has(tmp_path: P
     finally:
         zoneinfo.reset_tzpath(before)
         ZoneInfo.clear_cache()
+
+
+all_zones = st.sampled_from(
+    sorted(name for name in available_timezones() if not windows.zone_problem(name))
+)
+
+
+@given(
+    st.integers(946_684_800_000_000, 2_524_608_000_000_000),
+    st.one_of(zones, all_zones),
+    st.sampled_from(windows.WINDOWS[:-1]),
+    st.lists(st.integers(-30 * 3_600_000_000, 30 * 3_600_000_000), max_size=12),
+)
+def test_a_stretch_is_all_of_a_window_and_nothing_else(
+    at_us: int, zone: str, window: str, near: list[int]
+) -> None:
+    stretch = windows.stretch_of(window, zone, at_us)
+    if stretch is None:
+        return
+    start_us, end_us = stretch
+    assert start_us == windows.window_start_us(window, zone, at_us)
+    assert start_us <= at_us < end_us
+    edges = (start_us, start_us - 1, end_us, end_us - 1)
+    for other_us in (*edges, *(edge + way for edge in edges for way in near)):
+        is_in = windows.window_start_us(window, zone, max(0, other_us)) == start_us
+        assert is_in == (start_us <= max(0, other_us) < end_us), other_us
+
+
+def test_a_stretch_is_told_but_near_a_change_of_clocks() -> None:
+    zone = "Europe/Berlin"
+    day = at("2026-03-28T12:00", zone)
+    month = at("2026-03-01", zone), at("2026-04-01", zone)
+    assert windows.stretch_of(windows.MONTH, zone, day) == month
+    assert windows.stretch_of(windows.WEEK, zone, day) == (
+        at("2026-03-23", zone),
+        at("2026-03-30", zone),
+    )
+    # Clocks go on at two in the next night, so near an edge of both days.
+    assert windows.stretch_of(windows.DAY, zone, day) is None
+    assert windows.stretch_of(windows.DAY, zone, day + 86_400_000_000) is None
+    friday = at("2026-03-27", zone), at("2026-03-28", zone)
+    assert windows.stretch_of(windows.DAY, zone, friday[0]) == friday
+    assert windows.stretch_of(windows.EVER, zone, day) == (0, 2**63 - 1)

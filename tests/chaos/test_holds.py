@@ -1,5 +1,6 @@
 """Holds under everything at once: several doors on one real database, a projector that charges,
-grants, and connections that die at any moment. No account goes below its limit, nothing stays held.
+grants, and connections that die at any moment. No account goes below its limit or over one of its
+spend limits, nothing stays held.
 
 TOLLBOOK_HOLD_OPERATIONS=100000 is the long form.
 """
@@ -23,6 +24,7 @@ from pricing.adapters import database
 from pricing.adapters.hold_ops import Reserving
 from pricing.adapters.holds import HoldDoor
 from pricing.domain.holds import Ask, hold_id_of
+from tollbook.pricing.v1 import accounts_pb2, money_pb2
 from tollbook.stack import Stack
 
 pytestmark = [pytest.mark.chaos, pytest.mark.integration]
@@ -44,6 +46,14 @@ FROM account a
 LEFT JOIN balance b ON b.ledger_account = 'account:' || a.account_id
 LEFT JOIN account_reserved r ON r.account_id = a.account_id
 LEFT JOIN account_settled s ON s.account_id = a.account_id
+"""
+# Of limits that count for ever: what is charged and held, and may be.
+_LIMITS: Final = """
+SELECT l.limit_id, l.amount_pico AS most,
+       (SELECT coalesce(sum(s.amount_pico), 0) FROM limit_spent s WHERE s.limit_id = l.limit_id)
+       + (SELECT coalesce(sum(h.amount_pico), 0) FROM hold h WHERE h.account_id = l.account_id)
+       AS used
+FROM spend_limit l WHERE l.span = 'ever'
 """
 
 
@@ -135,6 +145,22 @@ async def audit(db: Any) -> None:
     for row in await db.fetch(_AUDIT):
         assert row["balance"] - row["held"] >= 0, f"overshoot: {dict(row)}"
         assert row["held"] == row["holds"], f"leak: {dict(row)}"
+    for row in await db.fetch(_LIMITS):
+        assert row["used"] <= row["most"], f"over a limit: {dict(row)}"
+
+
+async def limit(books: Books, account_id: str, window: Any, tokens: int) -> None:
+    """A spend limit: by these an account is decided with its windows."""
+    amount = money_pb2.Amount(currency="USD", amount_pico=str(tokens * TOKEN_PICO))
+    made = accounts_pb2.LimitSet(
+        change_id=account_id,
+        limit_id=account_id,
+        account_id=account_id,
+        window=window,
+        time_zone="Europe/Berlin",
+        amount=amount,
+    )
+    await books.change(limit_set=made)
 
 
 async def crash(admin: Any, dice: random.Random) -> None:
@@ -176,6 +202,8 @@ async def test_nothing_overshoots_and_nothing_leaks(pricing_tables: Stack) -> No
         books = await Books.opened(admin, dsn, ACCOUNTS)
         for account_id in ACCOUNTS:
             await books.grant(account_id, 300 * TOKEN_PICO)
+        await limit(books, "hot", accounts_pb2.SPEND_WINDOW_MONTH, 10**9)
+        await limit(books, "warm", accounts_pb2.SPEND_WINDOW_EVER, 250)
         async with doors(dsn) as made:
             walk = Walk(seed, made, books)
             crashing = asyncio.ensure_future(crash(admin, dice))

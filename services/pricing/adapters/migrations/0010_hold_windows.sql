@@ -165,9 +165,6 @@ BEGIN
             outcome := 'CHARGED';
         END IF;
         IF outcome IS NULL AND more > 0 AND limits > 0 THEN
-            IF more > free THEN
-                outcome := 'CLOSER';
-            END IF;
             FOR i IN 1 .. limits LOOP
                 IF (ask.limit_projects)[i] IN ('', project_id)
                     AND (ask.limit_keys)[i] IN ('', key_id)

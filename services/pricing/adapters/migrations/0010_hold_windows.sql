@@ -1,5 +1,7 @@
 -- Accounts with spend limits are decided in the one statement of a batch too: which window an instant
 -- falls in takes a zone's clock, which the caller has, and the caller tells the windows' edges.
+-- And fewer statements: holds that end or grow are locked by one, and a hold and its sum are written by
+-- one.
 DROP FUNCTION decide_holds(
     int[], int[], text[], text[], text[], text[], text[], numeric[], bigint[], bigint[]
 );
@@ -57,28 +59,25 @@ BEGIN
     now_at := clock_timestamp();
     now_us := (extract(epoch FROM now_at) * 1000000)::bigint;
 
-    -- First, since what is given up may be what another ask needs. Nobody waits for a hold's row:
-    -- one that is locked is being charged, and gone for us.
-    WITH ended AS (
-        DELETE FROM hold WHERE hold_id = ANY (ARRAY(
-            SELECT h.hold_id FROM unnest(kinds, ids, accounts) AS a (kind, id, account_id)
-            JOIN hold h ON h.hold_id = a.id AND h.account_id = a.account_id
-            WHERE a.kind = 2 OR h.expires_at <= now_at
-            FOR UPDATE OF h SKIP LOCKED))
-        RETURNING hold_id, account_id, amount_pico
-    ), less AS (
+    -- Nobody waits for a hold's row: one that is locked is being charged, and gone for us. Holds that
+    -- are to end or to grow are ours from here on.
+    SELECT array_agg(hold_id) FILTER (WHERE is_over), array_agg(hold_id) FILTER (WHERE NOT is_over)
+    INTO gone, growing FROM (
+        SELECT h.hold_id, a.kind = 2 OR h.expires_at <= now_at AS is_over
+        FROM unnest(kinds, ids, accounts, amounts) AS a (kind, id, account_id, pico)
+        JOIN hold h ON h.hold_id = a.id AND h.account_id = a.account_id
+        WHERE a.kind <> 0 OR a.pico > h.amount_pico OR h.expires_at <= now_at
+        FOR UPDATE OF h SKIP LOCKED) mine;
+
+    -- First, since what is given up may be what another ask needs.
+    IF gone IS NOT NULL THEN
+        WITH ended AS (
+            DELETE FROM hold WHERE hold_id = ANY (gone) RETURNING account_id, amount_pico
+        )
         UPDATE account_reserved r SET amount_pico = r.amount_pico - e.amount_pico
         FROM (SELECT account_id, sum(amount_pico) AS amount_pico FROM ended GROUP BY 1) e
-        WHERE r.account_id = e.account_id
-    )
-    SELECT array_agg(hold_id) INTO gone FROM ended;
-
-    -- Holds that are to grow are ours from here on.
-    growing := ARRAY(
-        SELECT h.hold_id FROM unnest(kinds, ids, accounts, amounts) AS a (kind, id, account_id, pico)
-        JOIN hold h ON h.hold_id = a.id AND h.account_id = a.account_id
-        WHERE a.kind = 1 OR (a.kind = 0 AND a.pico > h.amount_pico)
-        FOR UPDATE OF h SKIP LOCKED);
+        WHERE r.account_id = e.account_id;
+    END IF;
 
     -- One statement, so one snapshot: a charge and the end of its hold are both in it or neither.
     FOR ask IN
@@ -156,7 +155,7 @@ BEGIN
             IF ask.kind = 0 AND more = 0 THEN
                 outcome := 'FOUND';
                 expires_us := ask.open_expires_us;
-            ELSIF ask.open_id <> ALL (growing) THEN
+            ELSIF growing IS NULL OR ask.open_id <> ALL (growing) THEN
                 outcome := 'GONE';
             END IF;
         ELSIF ask.kind = 1 THEN
@@ -220,36 +219,35 @@ BEGIN
     END LOOP;
 
     IF made <> '{}' THEN
-        INSERT INTO hold
-        SELECT a.id, a.shard, a.account_id, a.project, a.key, a.pico, a.event_us,
-            now_at + a.ttl_us * interval '1 microsecond'
-        FROM unnest(shards, ids, accounts, projects, keys, amounts, event_times_us, ttls_us)
-            WITH ORDINALITY AS a (shard, id, account_id, project, key, pico, event_us, ttl_us, n)
-        WHERE a.n = ANY (made);
-    END IF;
-    IF grown <> '{}' THEN
-        UPDATE hold h SET amount_pico = h.amount_pico + g.more,
-            expires_at = now_at + ttls_us[g.n] * interval '1 microsecond'
-        FROM unnest(grown, mores) AS g (n, more) WHERE h.hold_id = ids[g.n];
-    END IF;
-    IF made <> '{}' OR grown <> '{}' THEN
+        WITH kept AS (
+            INSERT INTO hold
+            SELECT a.id, a.shard, a.account_id, a.project, a.key, a.pico, a.event_us,
+                now_at + a.ttl_us * interval '1 microsecond'
+            FROM unnest(shards, ids, accounts, projects, keys, amounts, event_times_us, ttls_us)
+                WITH ORDINALITY
+                AS a (shard, id, account_id, project, key, pico, event_us, ttl_us, n)
+            WHERE a.n = ANY (made)
+        )
         INSERT INTO account_reserved
-        SELECT accounts[m.n], sum(m.more) FROM (
-            SELECT n, amounts[n] FROM unnest(made) AS n
-            UNION ALL SELECT * FROM unnest(grown, mores)) AS m (n, more)
-        GROUP BY 1 ORDER BY 1
+        SELECT accounts[n], sum(amounts[n]) FROM unnest(made) AS n GROUP BY 1 ORDER BY 1
         ON CONFLICT (account_id)
         DO UPDATE SET amount_pico = account_reserved.amount_pico + excluded.amount_pico;
     END IF;
+    IF grown <> '{}' THEN
+        WITH kept AS (
+            UPDATE hold h SET amount_pico = h.amount_pico + g.more,
+                expires_at = now_at + ttls_us[g.n] * interval '1 microsecond'
+            FROM unnest(grown, mores) AS g (n, more) WHERE h.hold_id = ids[g.n]
+        )
+        UPDATE account_reserved r SET amount_pico = r.amount_pico + g.more
+        FROM (SELECT accounts[g.n] AS account_id, sum(g.more) AS more
+            FROM unnest(grown, mores) AS g (n, more) GROUP BY 1) g
+        WHERE r.account_id = g.account_id;
+    END IF;
 
-    FOR ask IN
-        SELECT a.n, a.id FROM unnest(kinds, ids) WITH ORDINALITY AS a (kind, id, n) WHERE a.kind = 2
-    LOOP
-        place := ask.n;
-        outcome := CASE WHEN ask.id = ANY (gone) THEN 'RELEASED' ELSE 'GONE' END;
-        project_id := ''; key_id := ''; currency := '';
-        amount_pico := '0'; event_time_us := 0; expires_us := 0; free_pico := '0';
-        RETURN NEXT;
-    END LOOP;
+    RETURN QUERY
+    SELECT a.n, CASE WHEN a.id = ANY (gone) THEN 'RELEASED' ELSE 'GONE' END,
+        '', '', '0', 0::bigint, 0::bigint, '0', ''
+    FROM unnest(kinds, ids) WITH ORDINALITY AS a (kind, id, n) WHERE a.kind = 2;
 END
 $$;

@@ -6,6 +6,7 @@ import asyncio
 import csv
 import hashlib
 import json
+import signal
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from decimal import Decimal
@@ -143,17 +144,23 @@ async def test_a_month_is_closed_once_whoever_asks_and_corrected_in_the_next(
     )
     await world.use("brief", output=7, at_us=FEBRUARY_US - 1)
     await world.use("brief", output=5, at_us=FEBRUARY_US)
-    # A projector that is behind: what stands in the log has paid with the grant all the same.
-    world.stack.kill("pricing-projector")
+    # A projector that stands still: what is in the log has paid with the grant all the same, so
+    # nobody can say yet what is left of it.
+    world.stack.kill("pricing-projector", signal.SIGSTOP)
     await world.use("billed", output=10**6 + 1, at_us=T0_US + DAY_US, priced=False)
     await world.recorded()
+    early = statements_pb2.ClosePeriodRequest(period="2026-01")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await world.control.ClosePeriod(early, timeout=3)
+    assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not any(made.HasField("credit_expired") for made in await controls(world))
+    world.stack.kill("pricing-projector", signal.SIGCONT)
     async with replicas(world.stack, 2) as others:
         other: Any = pricing_pb2_grpc.ControlServiceStub(others.channel(0))
         killed: Any = pricing_pb2_grpc.ControlServiceStub(others.channel(1))
         request = statements_pb2.ClosePeriodRequest(period="2026-01")
         broken = asyncio.ensure_future(killed.ClosePeriod(request, timeout=60))
         both = asyncio.gather(closed_by(world.control, "2026-01"), closed_by(other, "2026-01"))
-        await asyncio.to_thread(world.stack.up, PARTS)
         # None of them is closed before its logs are beyond the end, which is recorded by now.
         async with asyncio.timeout(60):
             while not any(made.HasField("period_ended") for made in await controls(world)):  # noqa: ASYNC110

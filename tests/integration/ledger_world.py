@@ -36,9 +36,10 @@ from tests.unit.ledger.reference import ReferenceLog
 from kernel import merkle
 from kernel.placement import usage_log
 from kernel.tiles import decode_bundle
-from ledger.adapters import database, migrate
+from ledger.adapters import database
 from ledger.adapters.archive import Archive
 from ledger.adapters.leaves import LeafReader
+from ledger.adapters.migrate import SCHEMA
 from ledger.adapters.nodes import NodeReader
 from ledger.adapters.source import KafkaTopic, PartitionSource
 from ledger.adapters.workforce import Workforce
@@ -169,7 +170,7 @@ class LedgerWorld:
         finally:
             await db.close()
         password = self._environment["TOLLBOOK_LEDGER_DB_PASSWORD"]
-        await migrate.migrate(self.dsn("TOLLBOOK_POSTGRES"), password)
+        await SCHEMA.migrate(self.dsn("TOLLBOOK_POSTGRES"), password)
         await self.make_topic()
         self.db = await asyncpg.create_pool(
             self.dsn("TOLLBOOK_POSTGRES"),

@@ -18,7 +18,8 @@ from tests.integration.test_ledger_verify import check, produce, records, until_
 from tests.integration.test_tamper_evidence import append, ledger, until
 
 from kernel.errors import FailedPrecondition
-from ledger.adapters import database, migrate
+from ledger.adapters import database
+from ledger.adapters.migrate import SCHEMA
 from tollbook.ledger.v1 import ledger_pb2 as pb
 from tollbook.stack.control import Stack
 from tollbook.stack.postgres import place_for, run_as, system_account
@@ -116,7 +117,7 @@ async def lose_everything(stack: Stack) -> None:
         await db.execute("DROP SCHEMA ledger CASCADE")
     finally:
         await db.close()
-    await migrate.migrate(
+    await SCHEMA.migrate(
         environment["TOLLBOOK_POSTGRES"], environment["TOLLBOOK_LEDGER_DB_PASSWORD"]
     )
 

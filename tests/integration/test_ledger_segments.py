@@ -6,6 +6,7 @@ import asyncio
 import datetime as dt
 import hashlib
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +25,13 @@ from tests.unit.ledger import builders
 from kernel import leaf as leaf_format
 from kernel import merkle
 from kernel.merkle import EMPTY_ROOT
+from kernel.migrations import MigrationError
 from kernel.note import Checkpoint, SignerKey, sign_checkpoint
 from kernel.tiles import decode_bundle, encode_bundle
-from ledger.adapters import migrate, store
+from ledger.adapters import store
 from ledger.adapters.held_log import HeldLog
 from ledger.adapters.leaves import LeafReader
+from ledger.adapters.migrate import SCHEMA
 from ledger.adapters.sealing import Policy, Sealer, SealError, seal_due, segments_of
 from ledger.domain.batch import Batch, LogState, Record, Suspects, plan, scan_records
 from ledger.domain.identities import IdentityIndex
@@ -338,15 +341,15 @@ async def test_a_log_of_an_earlier_release_is_its_first_segment(
     admin = world.dsn("TOLLBOOK_POSTGRES").replace(world.database, name)
     first = tmp_path / "first"
     first.mkdir()
-    (first / "0001_log.sql").write_text((migrate.FILES / "0001_log.sql").read_text())
+    (first / "0001_log.sql").write_text((SCHEMA.folder / "0001_log.sql").read_text())
     password = world.stack.environment()["TOLLBOOK_LEDGER_DB_PASSWORD"]
-    assert await migrate.migrate(admin, password, first) == 1
+    assert await replace(SCHEMA, folder=first).migrate(admin, password) == 1
     pool = await asyncpg.create_pool(
         admin, min_size=1, max_size=2, server_settings={"search_path": "ledger"}
     )
     try:
-        with pytest.raises(migrate.MigrationError, match="migrate` of this release first"):
-            await migrate.check_version(pool)
+        with pytest.raises(MigrationError, match="migrate` of this release first"):
+            await SCHEMA.check_version(pool)
         log_id = await store.open_log(pool, "usage-0")
         tree, index = TreeBuilder(), IdentityIndex()
         state = LogState(tree, 0, index, {"inference-0/boot/0": StreamState()})
@@ -354,8 +357,8 @@ async def test_a_log_of_an_earlier_release_is_its_first_segment(
         values = [builders.wrap(builders.event(f"r-{seq}"), seq) for seq in range(3_000)]
         one = planned(state, builders.records(list(values[:2_000])))
         await store.write_usage(pool, head, one, 1)
-        assert await migrate.migrate(admin, password) == len(migrate.read_migrations())
-        await migrate.check_version(pool)
+        assert await SCHEMA.migrate(admin, password) == len(SCHEMA.steps())
+        await SCHEMA.check_version(pool)
         head = await until("take-over", lambda: store.take_over(pool, log_id, "me", 60_000))
         reader = LeafReader(pool, world.archive())
         held = HeldLog(pool, head, 60_000, reader)

@@ -20,7 +20,6 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from kernel import grpcs, merkle
 from kernel import leaf as leaves
 from kernel.note import VerifierKey, open_checkpoint
-from ledger.adapters import migrate
 from tollbook.ledger.v1 import ledger_pb2 as pb
 from tollbook.ledger.v1 import ledger_pb2_grpc
 from tollbook.stack.control import Stack, running_stack
@@ -382,29 +381,3 @@ async def test_a_signer_of_another_origin_is_refused(stack: Stack, tmp_path: Pat
     assert process.returncode == 1
     assert f"signed as {stack.environment()['TOLLBOOK_ORIGIN']}" in errors.decode()
     assert "TOLLBOOK_ORIGIN is another.example/house" in errors.decode()
-
-
-async def test_migrations_repeat_and_refuse_what_is_newer_or_other(
-    stack: Stack, tmp_path: Path
-) -> None:
-    environment = stack.environment()
-    admin = environment["TOLLBOOK_POSTGRES"]
-    password = environment["TOLLBOOK_LEDGER_DB_PASSWORD"]
-    version = await migrate.migrate(admin, password)
-    assert version == len(migrate.read_migrations())
-    for file in migrate.FILES.glob("*.sql"):
-        text = "SELECT 1;" if file.name == "0001_log.sql" else file.read_text()
-        (tmp_path / file.name).write_text(text)
-    with pytest.raises(migrate.MigrationError, match="applied with another text"):
-        await migrate.migrate(admin, password, tmp_path)
-    async with database(stack, "TOLLBOOK_POSTGRES") as db:
-        newer = version + 1
-        await db.execute("INSERT INTO schema_version VALUES ($1, $2)", newer, b"newer")
-        try:
-            with pytest.raises(migrate.MigrationError, match="run the newer release"):
-                await migrate.migrate(admin, password)
-            with pytest.raises(migrate.MigrationError, match="run the newer release"):
-                await migrate.check_version(db)
-        finally:
-            await db.execute("DELETE FROM schema_version WHERE version = $1", newer)
-        await migrate.check_version(db)

@@ -14,7 +14,7 @@ import pytest
 from tests.unit.pricing import builders as make
 
 from pricing.adapters import database, lease, queries, step_rows, store
-from pricing.adapters.migrate import migrate
+from pricing.adapters.migrate import SCHEMA
 from pricing.adapters.together import RowsGoneError
 from pricing.domain import books
 from pricing.domain.digest import balances_digest
@@ -53,7 +53,7 @@ async def test_a_step_is_written_once_and_a_fenced_projector_writes_nothing(
 ) -> None:
     admin, own = environment["TOLLBOOK_POSTGRES"], environment["TOLLBOOK_PRICING_POSTGRES"]
     password = environment["TOLLBOOK_PRICING_DB_PASSWORD"]
-    assert await migrate(admin, password) == await migrate(admin, password)
+    assert await SCHEMA.migrate(admin, password) == await SCHEMA.migrate(admin, password)
 
     projection = Projection()
     control = [make.account(0), make.card(1), make.grant(2, "g1", 10**12)]
@@ -98,7 +98,7 @@ async def test_sums_grow_by_their_keys_and_rows_that_are_gone_stop_the_step(
 ) -> None:
     """Steps of one projector, of which the later ones send keys and sums alone."""
     admin, own = environment["TOLLBOOK_POSTGRES"], environment["TOLLBOOK_PRICING_POSTGRES"]
-    await migrate(admin, environment["TOLLBOOK_PRICING_DB_PASSWORD"])
+    await SCHEMA.migrate(admin, environment["TOLLBOOK_PRICING_DB_PASSWORD"])
     projection, known = Projection(), step_rows.Known()
     for position, raw in enumerate([make.account(0), make.card(1)]):
         projection.apply_control(position, raw)
@@ -142,7 +142,9 @@ async def test_events_are_found_by_their_identity_whether_inserted_or_copied(
     environment: dict[str, str], monkeypatch: pytest.MonkeyPatch, log: str, copied_from: int
 ) -> None:
     monkeypatch.setattr(step_rows, "_COPIED_FROM", copied_from)
-    await migrate(environment["TOLLBOOK_POSTGRES"], environment["TOLLBOOK_PRICING_DB_PASSWORD"])
+    await SCHEMA.migrate(
+        environment["TOLLBOOK_POSTGRES"], environment["TOLLBOOK_PRICING_DB_PASSWORD"]
+    )
     projection = Projection()
     for position, raw in enumerate([make.account(0), make.card(1)]):
         projection.apply_control(position, raw)

@@ -7,6 +7,7 @@ import os
 import sys
 import uuid
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -14,9 +15,10 @@ import asyncpg
 import pytest
 from tests.integration.free_port import free_port
 
-import ledger.adapters.migrate as ledger_migrate
-import pricing.adapters.migrate as pricing_migrate
+from kernel.migrations import MigrationError, Schema
 from kernel.note import SignerKey
+from ledger.adapters.migrate import SCHEMA as LEDGER
+from pricing.adapters.migrate import SCHEMA as PRICING
 from tollbook.stack import Stack
 
 pytestmark = pytest.mark.integration
@@ -31,6 +33,13 @@ NEWER = (
     "pricing.entrypoints.projector",
 )
 OLDER = ("ledger.entrypoints.signer", "pricing.entrypoints.server")
+
+
+each = pytest.mark.parametrize(
+    ("schema", "password"),
+    [(LEDGER, "TOLLBOOK_LEDGER_DB_PASSWORD"), (PRICING, "TOLLBOOK_PRICING_DB_PASSWORD")],
+    ids=lambda one: one.name if isinstance(one, Schema) else "",
+)
 
 
 @pytest.fixture
@@ -53,8 +62,8 @@ async def environment(ground: Stack, tmp_path: Path) -> AsyncIterator[dict[str, 
         "TOLLBOOK_VERIFIER_KEYS": str(tmp_path / "verifiers"),
     }
     where = settings["TOLLBOOK_POSTGRES"]
-    await ledger_migrate.migrate(where, settings["TOLLBOOK_LEDGER_DB_PASSWORD"])
-    await pricing_migrate.migrate(where, settings["TOLLBOOK_PRICING_DB_PASSWORD"])
+    await LEDGER.migrate(where, settings["TOLLBOOK_LEDGER_DB_PASSWORD"])
+    await PRICING.migrate(where, settings["TOLLBOOK_PRICING_DB_PASSWORD"])
     try:
         yield settings
     finally:
@@ -97,28 +106,52 @@ async def test_every_process_refuses_a_newer_and_an_older_schema(
                 assert status == 1, line
                 assert word in line
                 assert "schema" in line
-        with pytest.raises(ledger_migrate.MigrationError):
-            await ledger_migrate.check_version(db)
+        with pytest.raises(MigrationError):
+            await LEDGER.check_version(db)
     finally:
         await db.close()
 
 
+@each
 async def test_a_migration_of_an_older_release_leaves_a_newer_schema_alone(
-    environment: dict[str, str],
+    environment: dict[str, str], schema: Schema, password: str
 ) -> None:
     admin = environment["TOLLBOOK_POSTGRES"]
     db = await asyncpg.connect(admin)
     try:
-        for service, migrate, password in (
-            ("ledger", ledger_migrate.migrate, "TOLLBOOK_LEDGER_DB_PASSWORD"),
-            ("pricing", pricing_migrate.migrate, "TOLLBOOK_PRICING_DB_PASSWORD"),
-        ):
-            await db.execute(f"UPDATE {service}.schema_version SET version = version + 100")
-            before = await db.fetch(f"SELECT * FROM {service}.schema_version")
-            with pytest.raises(
-                (ledger_migrate.MigrationError, pricing_migrate.MigrationError), match="newer"
-            ):
-                await migrate(admin, environment[password])
-            assert await db.fetch(f"SELECT * FROM {service}.schema_version") == before
+        await db.execute(f"UPDATE {schema.name}.schema_version SET version = version + 100")
+        before = await db.fetch(f"SELECT * FROM {schema.name}.schema_version")
+        with pytest.raises(MigrationError, match="run the newer release"):
+            await schema.migrate(admin, environment[password])
+        assert await db.fetch(f"SELECT * FROM {schema.name}.schema_version") == before
+    finally:
+        await db.close()
+
+
+@each
+async def test_migrations_repeat_and_refuse_what_was_applied_with_another_text(
+    environment: dict[str, str], schema: Schema, password: str, tmp_path: Path
+) -> None:
+    admin = environment["TOLLBOOK_POSTGRES"]
+    assert await schema.migrate(admin, environment[password]) == len(schema.steps())
+    others = tmp_path / "others"
+    others.mkdir()
+    for number, file in enumerate(sorted(schema.folder.glob("*.sql"))):
+        (others / file.name).write_text(file.read_text() if number else "SELECT 1;")
+    with pytest.raises(MigrationError, match="applied with another text"):
+        await replace(schema, folder=others).migrate(admin, environment[password])
+
+
+async def test_a_schema_of_a_release_that_kept_no_digests_goes_on(
+    environment: dict[str, str],
+) -> None:
+    admin, password = environment["TOLLBOOK_POSTGRES"], environment["TOLLBOOK_PRICING_DB_PASSWORD"]
+    newest = len(PRICING.steps())
+    db = await asyncpg.connect(admin, server_settings={"search_path": "pricing"})
+    try:
+        await db.execute("ALTER TABLE schema_version DROP COLUMN digest")
+        assert await PRICING.migrate(admin, password) == newest
+        await PRICING.check_version(db)
+        assert await db.fetchval("SELECT count(*) FROM schema_version") == newest
     finally:
         await db.close()

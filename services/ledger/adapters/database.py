@@ -9,7 +9,7 @@ import asyncpg
 import structlog
 
 from kernel.errors import FailedPrecondition, Unavailable
-from ledger.adapters.migrate import check_version
+from ledger.adapters.migrate import SCHEMA
 
 log = structlog.get_logger()
 
@@ -93,6 +93,6 @@ async def open_pool(dsn: str, max_size: int, stopped: asyncio.Event) -> Any:
                 said = True
             await asyncio.sleep(_RETRY_S)
             continue
-        await check_version(pool)
+        await SCHEMA.check_version(pool)
         return pool
     return None

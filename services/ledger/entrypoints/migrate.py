@@ -9,7 +9,8 @@ import asyncpg
 import structlog
 
 from kernel import settings, telemetry
-from ledger.adapters import migrate
+from kernel.migrations import MigrationError
+from ledger.adapters.migrate import SCHEMA
 from ledger.settings import MigrateSettings
 
 log = structlog.get_logger()
@@ -20,11 +21,11 @@ def main() -> None:
     config = settings.load(MigrateSettings)
     telemetry.configure("ledger-migrate", config.log_level)
     try:
-        version = asyncio.run(migrate.migrate(config.postgres, config.ledger_db_password))
-    except (OSError, TimeoutError, asyncpg.PostgresError, migrate.MigrationError) as error:
+        version = asyncio.run(SCHEMA.migrate(config.postgres, config.ledger_db_password))
+    except (OSError, TimeoutError, asyncpg.PostgresError, MigrationError) as error:
         sys.stderr.write(f"ledger.migrate: {error}\n")
         raise SystemExit(1) from None
-    log.info("migrated", schema=migrate.SCHEMA, version=version)
+    log.info("migrated", schema=SCHEMA.name, version=version)
 
 
 if __name__ == "__main__":

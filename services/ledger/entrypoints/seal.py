@@ -10,9 +10,10 @@ import asyncpg
 import structlog
 
 from kernel import settings, telemetry
+from kernel.migrations import MigrationError
 from kernel.note import NoteError, VerifierKey
 from ledger.adapters.archive import Archive, ArchiveError
-from ledger.adapters.migrate import MigrationError, check_version
+from ledger.adapters.migrate import SCHEMA
 from ledger.adapters.sealing import Policy, Result, Sealer, SealError, seal_due
 from ledger.adapters.store import BrokenLogError
 from ledger.settings import SealSettings
@@ -37,7 +38,7 @@ async def seal(config: SealSettings) -> list[Result]:
         server_settings={"search_path": "ledger", "application_name": "tollbook-seal"},
     )
     try:
-        await check_version(pool)
+        await SCHEMA.check_version(pool)
         sealer = Sealer(pool, Archive(config.segments()), keys, config.origin)
         done, failed = await seal_due(sealer, pool, policy, config.seal_segments)
     finally:

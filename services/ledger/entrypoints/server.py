@@ -14,6 +14,7 @@ import uvloop
 
 from kernel import cycles, errors, grpcs, memory, settings, telemetry
 from kernel.clock import SystemClock
+from kernel.migrations import MigrationError
 from kernel.placement import CONTROL_LOG, CUT_LOG
 from ledger.adapters import database
 from ledger.adapters.answers import LedgerAnswers
@@ -21,7 +22,6 @@ from ledger.adapters.appender import Appender
 from ledger.adapters.archive import Archive
 from ledger.adapters.feed import Feed
 from ledger.adapters.gaps import GapWatch
-from ledger.adapters.migrate import MigrationError
 from ledger.adapters.notify import Notifier
 from ledger.adapters.reading import warm_up
 from ledger.adapters.store import BrokenLogError

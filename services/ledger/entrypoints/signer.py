@@ -13,11 +13,11 @@ import structlog
 import uvloop
 
 from kernel import errors, grpcs, settings, telemetry, tlogpolicy
+from kernel.migrations import MigrationError
 from ledger.adapters import database, keys
 from ledger.adapters.archive import Archive
 from ledger.adapters.cosigning import Cosigners
 from ledger.adapters.leaves import LeafReader
-from ledger.adapters.migrate import MigrationError
 from ledger.adapters.notify import CHANNEL
 from ledger.adapters.signing import (
     LogSigner,

@@ -10,10 +10,10 @@ import structlog
 import uvloop
 
 from kernel import cycles, errors, grpcs, settings, telemetry
+from kernel.migrations import MigrationError
 from ledger.adapters import database
 from ledger.adapters.archive import Archive, ArchiveError
 from ledger.adapters.leaves import LeafReader
-from ledger.adapters.migrate import MigrationError
 from ledger.adapters.warmup import warm_up
 from ledger.adapters.workforce import Workforce
 from ledger.settings import WorkerSettings

@@ -8,7 +8,7 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
-from pricing.adapters.migrate import check_version
+from pricing.adapters.migrate import SCHEMA
 
 log = structlog.get_logger()
 
@@ -81,7 +81,7 @@ async def open_pool(dsn: str, max_size: int, stopped: asyncio.Event) -> Any:
                 max_queries=_MAX_QUERIES,
                 reset=_as_it_is,
             )
-            await check_version(pool)
+            await SCHEMA.check_version(pool)
         except AWAY as error:
             log.warning("database away", error=said(error))
             if pool is not None:

@@ -12,11 +12,12 @@ import structlog
 import uvloop
 
 from kernel import errors, grpcs, settings, telemetry
+from kernel.migrations import MigrationError
 from pricing.adapters import alert_rules, database, store
 from pricing.adapters.alert_store import Watch
 from pricing.adapters.lease import LeaseLostError
 from pricing.adapters.ledger_client import Ledger, LogReplacedError
-from pricing.adapters.migrate import MigrationError, check_version
+from pricing.adapters.migrate import SCHEMA
 from pricing.adapters.projector import Projector
 from pricing.adapters.together import RowsGoneError
 from pricing.settings import ProjectorSettings
@@ -44,7 +45,7 @@ async def _project_once(
             db = await database.connect(config.pricing_postgres)
             open_connections.callback(db.terminate)
             connections.append(db)
-        await check_version(connections[0])
+        await SCHEMA.check_version(connections[0])
         try:
             await Projector(connections[0], connections[1], ledger, watch, on_ready).run()
         finally:

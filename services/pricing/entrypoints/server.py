@@ -11,12 +11,12 @@ import uvloop
 
 from kernel import cycles, errors, grpcs, settings, telemetry
 from kernel.clock import SystemClock
+from kernel.migrations import MigrationError
 from pricing.adapters import alert_rules, database
 from pricing.adapters.answers import Reader
 from pricing.adapters.control_view import ControlView
 from pricing.adapters.holds import CLOSER_AT_ONCE, HoldDoor
 from pricing.adapters.ledger_client import Ledger, LogReplacedError
-from pricing.adapters.migrate import MigrationError
 from pricing.adapters.operator_changes import OperatorChanges
 from pricing.adapters.period_changes import PeriodChanges
 from pricing.adapters.rate_cards import RateCards

@@ -11,8 +11,8 @@ import click
 from kernel import settings
 from kernel.clock import rfc3339, us_of
 from kernel.errors import FailedPrecondition
+from kernel.migrations import MigrationError
 from kernel.note import NoteError
-from ledger.adapters.migrate import MigrationError
 from ledger.adapters.sealing import SealError
 from ledger.adapters.store import BrokenLogError
 from ledger.entrypoints.seal import seal as seal_due

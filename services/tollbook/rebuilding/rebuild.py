@@ -22,11 +22,12 @@ import structlog
 from kernel import leaf as leaf_format
 from kernel.errors import FailedPrecondition, Unavailable
 from kernel.merkle import leaf_hash
+from kernel.migrations import MigrationError
 from kernel.note import Checkpoint, NoteError, VerifierKey, open_checkpoint
 from kernel.placement import CONTROL_LOG, CUT_LOG, partition_of_log
 from kernel.tilebuilder import CHECKPOINT_PATH
 from ledger.adapters import database, store, stored
-from ledger.adapters.migrate import MigrationError, check_version
+from ledger.adapters.migrate import SCHEMA
 from ledger.adapters.notify import CHANNEL
 from ledger.adapters.store import BrokenLogError, FencedError, Head
 from ledger.adapters.tile_store import (
@@ -99,7 +100,7 @@ async def rebuild(
     """
     db = await database.connect_once(dsn, "tollbook-rebuild", database.COMMAND_TIMEOUT_S)
     try:
-        await check_version(db)
+        await SCHEMA.check_version(db)
         run = _Rebuild(db, origin, tiles, keys, kafka, topic)
         try:
             return await run.all()

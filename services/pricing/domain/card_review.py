@@ -54,14 +54,6 @@ class Finding(NamedTuple):
     message: str
 
 
-class _Sides(NamedTuple):
-    """The cards as they are, and with the draft instead of its card's versions."""
-
-    now: Catalogue
-    then: Catalogue
-    others: Catalogue
-
-
 def review(
     draft: Card, entries: Sequence[PublishedCard], now_us: int, where: Where
 ) -> list[Finding]:
@@ -69,18 +61,15 @@ def review(
     card = replace(draft, effective_from_us=0, effective_to_us=None)
     entry = published_card(0, card, _DRAFT_VERSION, content_hash(draft.document()))
     others = [known for known in entries if known.card.card_id != draft.card_id]
-    purpose = draft.purpose
-    sides = _Sides(
-        Catalogue(entries, purpose),
-        Catalogue([*others, entry], purpose),
-        Catalogue(others, purpose),
-    )
+    now = Catalogue(entries, draft.purpose)
+    # With the draft instead of its card's versions.
+    then = Catalogue([*others, entry], draft.purpose)
     before = _in_force(draft.card_id, entries, now_us)
     found = [
-        *price_flags(draft, before, sides.now, now_us, where),
+        *price_flags(draft, before, now, now_us, where),
         *_ambiguous(draft, entries, now_us, where),
-        *_unreached(draft, sides, now_us, where),
-        *_gaps(draft, before, sides, now_us, where),
+        *_unreached(draft, then, now_us, where),
+        *_gaps(draft, before, then, now_us, where),
         *_time_gaps(draft, entries),
     ]
     return sorted(found, key=lambda one: (one.line, one.column))[:_MAX_FINDINGS]
@@ -148,10 +137,10 @@ def _ambiguous(
         yield Finding(AMBIGUOUS, *where(tie.line_id), tie.words)
 
 
-def _unreached(draft: Card, sides: _Sides, now_us: int, where: Where) -> Iterator[Finding]:
+def _unreached(draft: Card, then: Catalogue, now_us: int, where: Where) -> Iterator[Finding]:
     for line in draft.lines:
         sample = sample_of(line)
-        winner = priced_sample(sides.then, draft, sample, now_us)
+        winner = priced_sample(then, draft, sample, now_us)
         if winner is None or winner.published.card.card_id == draft.card_id:
             continue
         rival = winner.published.card
@@ -166,11 +155,11 @@ def _unreached(draft: Card, sides: _Sides, now_us: int, where: Where) -> Iterato
 
 
 def _gaps(
-    draft: Card, before: Card | None, sides: _Sides, now_us: int, where: Where
+    draft: Card, before: Card | None, then: Catalogue, now_us: int, where: Where
 ) -> Iterator[Finding]:
     for line in before.lines if before is not None else ():
         sample = sample_of(line)
-        if priced_sample(sides.then, draft, sample, now_us) is None:
+        if priced_sample(then, draft, sample, now_us) is None:
             yield Finding(
                 GAP,
                 *where(line.line_id),
@@ -188,7 +177,7 @@ def _gaps(
             for key in usual_leaves()
             if key.unit == "token"
             and key.modality == "text"
-            and priced_sample(sides.then, draft, (context, key), now_us) is None
+            and priced_sample(then, draft, (context, key), now_us) is None
         ]
         if missing:
             yield Finding(

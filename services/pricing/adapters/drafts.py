@@ -47,7 +47,7 @@ class Drafts:
         found = await self._previewed(request.yaml, entries, context)
         for one in [*found.newly_unpriced, *found.still_unpriced][:_MAX_UNPRICED]:
             findings.append(
-                _warning(
+                _finding(
                     card_review.UNPRICED_IN_USE,
                     f"model {one.model!r} is in use ({one.entries} of the newest entries have"
                     f" {one.leaf!r}) and would have no price for it",
@@ -105,18 +105,7 @@ class Drafts:
             self._recorder.clock.now_us(),
             places_in(yaml),
         )
-        return [
-            cards_pb2.Finding(
-                severity=cards_pb2.SEVERITY_ERROR
-                if one.reason in card_review.ERRORS
-                else cards_pb2.SEVERITY_WARNING,
-                reason=one.reason,
-                message=one.message,
-                line=one.line,
-                column=one.column,
-            )
-            for one in found
-        ]
+        return [_finding(one.reason, one.message, one.line, one.column) for one in found]
 
     async def _previewed(self, yaml: str, max_entries: int, context: Any) -> Previewed:
         return await self._rehearser.run(
@@ -157,9 +146,10 @@ def _errors(error: errors.InvalidArgument) -> Iterable[cards_pb2.Finding]:
         )
 
 
-def _warning(reason: str, message: str, line: int = 0, column: int = 0) -> cards_pb2.Finding:
+def _finding(reason: str, message: str, line: int = 0, column: int = 0) -> cards_pb2.Finding:
+    is_error = reason in card_review.ERRORS
     return cards_pb2.Finding(
-        severity=cards_pb2.SEVERITY_WARNING,
+        severity=cards_pb2.SEVERITY_ERROR if is_error else cards_pb2.SEVERITY_WARNING,
         reason=reason,
         line=line,
         column=column,

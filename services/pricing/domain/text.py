@@ -17,8 +17,9 @@ def is_plain(text: str) -> bool:
     return _CONTROL.search(text) is None
 
 
-def _code(point: int) -> str:
-    return f"x{point:02x}" if point < 256 else f"u{point:04x}"
+def _code(found: re.Match[str]) -> str:
+    point = ord(found[0])
+    return f"\\x{point:02x}" if point < 256 else f"\\u{point:04x}"
 
 
 def printable(text: str) -> str:
@@ -26,12 +27,12 @@ def printable(text: str) -> str:
 
     JSON can spell half of a surrogate pair, which no encoding has: it is printed as `\ud800`.
     """
-    return _CONTROL.sub(lambda found: f"\\{_code(ord(found[0]))}", text)
+    return _CONTROL.sub(_code, text)
 
 
 def escaped(text: str) -> str:
     r"""Write a text without control characters, reversibly: a tab is `\x09`, a backslash `\x5c`."""
-    return _TO_ESCAPE.sub(lambda found: f"\\x{ord(found[0]):02x}", text)
+    return _TO_ESCAPE.sub(_code, text)
 
 
 def needs_escape(text: str) -> bool:

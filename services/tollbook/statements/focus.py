@@ -13,15 +13,13 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
-import json
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from decimal import Decimal
-from typing import Any, Final
+from typing import Final
 
-from kernel.errors import InvalidArgument
 from kernel.money import format_pico
-from tollbook.statements.reading import FORMAT
+from tollbook.statements.reading import fields
 
 Row = dict[str, "str | Decimal | datetime | None"]
 
@@ -82,10 +80,7 @@ def rows(document: bytes, closed_position: int, units: Units, issuer: str) -> li
 
     Errors: InvalidArgument when it is no statement that this version knows.
     """
-    try:
-        made: dict[str, Any] = json.loads(document)
-        if made["format"] != FORMAT:
-            raise InvalidArgument(f"its format is {made['format']!r}, this version reads {FORMAT}")
+    with fields(document) as made:
         billing = _bounds(made["period"])
         common: Row = {
             "BillingAccountId": made["account_id"],
@@ -107,13 +102,12 @@ def rows(document: bytes, closed_position: int, units: Units, issuer: str) -> li
         if rounding_pico := int(made["rounding_pico"]):
             found.append(_rounding(common, billing, rounding_pico))
         return found
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidArgument(f"this is no statement: {error!r}") from None
 
 
 def months(document: bytes) -> list[str]:
     """The months that lines of a statement's canonical JSON are of."""
-    return sorted({line["month"] for line in json.loads(document)["lines"]})
+    with fields(document) as made:
+        return sorted({line["month"] for line in made["lines"]})
 
 
 def _row(common: Row, line: dict[str, str], period: str, units: Units) -> Row:

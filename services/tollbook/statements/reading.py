@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
 from kernel.errors import InvalidArgument
@@ -65,8 +67,9 @@ class Statement(NamedTuple):
     """SHA-256 of the canonical JSON, in hexadecimal."""
 
 
-def read(document: bytes, closed_position: int) -> Statement:
-    """Read a statement; `closed_position` is that of the control record which holds its digest.
+@contextmanager
+def fields(document: bytes) -> Iterator[dict[str, Any]]:
+    """The fields of a statement's canonical JSON, for whoever reads them within.
 
     Errors: InvalidArgument when it is no statement that this version knows.
     """
@@ -74,6 +77,17 @@ def read(document: bytes, closed_position: int) -> Statement:
         made: dict[str, Any] = json.loads(document)
         if made["format"] != FORMAT:
             raise InvalidArgument(f"its format is {made['format']!r}, this version reads {FORMAT}")
+        yield made
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidArgument(f"this is no statement: {error!r}") from None
+
+
+def read(document: bytes, closed_position: int) -> Statement:
+    """Read a statement; `closed_position` is that of the control record which holds its digest.
+
+    Errors: InvalidArgument when it is no statement that this version knows.
+    """
+    with fields(document) as made:
         rows = [_row(line) for line in made["lines"]]
         period = made["period"]
         return Statement(
@@ -101,8 +115,6 @@ def read(document: bytes, closed_position: int) -> Statement:
             _money(made["closing_pico"]),
             hashlib.sha256(document).hexdigest(),
         )
-    except (ValueError, KeyError, TypeError) as error:
-        raise InvalidArgument(f"this is no statement: {error!r}") from None
 
 
 def _row(line: dict[str, str]) -> Row:

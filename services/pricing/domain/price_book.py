@@ -82,8 +82,6 @@ class Prices(NamedTuple):
     charges_all: bool
     """Whether all of the amount is charged; else what was delivered, or nothing."""
     charges_delivered: bool
-    rule: str
-    """The outcome's rule by its name."""
     goes_by_one: bool
     goes_by_place: bool
     """Whether it matters where in its context a leaf stands."""
@@ -150,7 +148,7 @@ class Book:
         text, tokens = leaf_text(key), _tokens(key)
         generated = key.unit == "token" and (key.direction == "out" or key.token_kind == EMBEDDING)
         if priced is None:
-            return Prices(key, text, tokens, generated, (), False, False, "", False, False)
+            return Prices(key, text, tokens, generated, (), False, False, False, False)
         rule = priced.published.card.outcome_rule(outcome_word(shape.outcome))
         currency = priced.published.card.currency
         parts = tuple(self._part(one, currency) for one in (priced, *priced.surcharges))
@@ -162,7 +160,6 @@ class Book:
             parts,
             rule == GENERATED,
             rule == DELIVERED,
-            rule,
             any(part.goes_by_one for part in parts),
             any(part.price.is_graduated for part in parts),
         )

@@ -40,7 +40,6 @@ from pricing.domain.single_leaves import Group, Kind, Owner, add_one, by_one
 from pricing.domain.spending import leaf_use, minutes, use_of
 from pricing.domain.state import Effects, Ignored, Use
 from pricing.domain.summed_cells import (
-    Numbers,
     PricedCells,
     generated_of,
     priced_cells,
@@ -48,7 +47,7 @@ from pricing.domain.summed_cells import (
     sums_of,
     totals_of,
 )
-from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, Cell, Tally, is_ready, tally
+from pricing.domain.tally import MAX_LEAVES, MIN_LEAVES, Cell, Numbers, Tally, is_ready, tally
 from pricing.domain.windows import minute_us
 from tollbook.usage.v1 import usage_pb2 as usage
 
@@ -230,7 +229,7 @@ class _Run:
             if use is not None:
                 self._charges.use(leaf_use(use, prices.text), amount)
             return
-        charged = amount if prices.charges_all else prices.charged(amount, undelivered)
+        charged = prices.charged(amount, undelivered)
         used = amount
         of_leaf: Use | None = None
         for index, (priced, _, unit_pico, goes_by_one, rate) in enumerate(prices.parts):

@@ -17,14 +17,11 @@ from operator import attrgetter
 from typing import Final, NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from pricing.domain.compiled import columns as at
 from pricing.domain.price_book import Book, Prices
 from pricing.domain.rates import Rate, Summed
-from pricing.domain.tally import Tally
-
-Numbers = npt.NDArray[np.int64]
+from pricing.domain.tally import Numbers, Tally
 
 _FIELDS: Final = 5
 """Of `Totals`: requests, and the kinds of tokens that `Prices.tokens` names."""

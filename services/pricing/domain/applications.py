@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain, islice
 from operator import itemgetter
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -44,6 +44,9 @@ def _placed(made: Sequence[Applied]) -> Placed:
     )
 
 
+_NOTHING: Final = _placed(())
+
+
 class Applications:
     """Events that were applied, in order of position; made when somebody looks at them."""
 
@@ -51,7 +54,7 @@ class Applications:
         self._count = 0
         self._made: list[Applied] = []
         self._to_make: list[tuple[MakeApplied, MakePlaced]] = []
-        self._placed = _placed(())
+        self._placed = _NOTHING
 
     def append(self, applied: Applied) -> None:
         """Add one."""

@@ -344,10 +344,11 @@ class Tally:
         prefixes, starts = _side_by_side(
             [identity_prefix(account_id) for account_id in self.texts(at.ACCOUNT_ID)]
         )
+        prefix_bytes = np.diff(starts)
         for stretch in self._stretches():
             plain = np.flatnonzero(stretch.status == at.PLAIN)
             places = np.zeros(len(plain) + 1, dtype=np.int64)
-            lengths = np.diff(starts)[stretch.group_of[plain]]
+            lengths = prefix_bytes[stretch.group_of[plain]]
             np.cumsum(lengths + stretch.texts[plain, at.EVENT_ID + 1], out=places[1:])
             joined = np.frombuffer(stretch.joined, dtype=np.uint8)
             text = np.empty(places[-1], dtype=np.uint8)

@@ -8,7 +8,7 @@ out on a bill. Pure.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from itertools import islice
+from itertools import islice, product
 from typing import Final, NamedTuple
 
 from pricing.domain.card import Card
@@ -58,7 +58,7 @@ def _found(draft: Card, others: Sequence[PublishedCard], now_us: int) -> Iterato
     accounts = sorted(both)[:_MAX_ACCOUNTS] if draft.accounts else [""]
     instants = _instants(draft, others, now_us)
     for line, sample in near:
-        for at_us, account_id in ((at_us, name) for at_us in instants for name in accounts):
+        for at_us, account_id in product(instants, accounts):
             other = priced_sample(catalogue, draft, sample, at_us, account_id)
             # Another that goes before both decides, and there is no doubt.
             if other is not None and _rivals(other.published.card, draft):

@@ -116,8 +116,12 @@ def _next_us(window: str, zone: str, at_us: int) -> int:
     elif window == WEEK:
         following = day + timedelta(days=7 - day.weekday())
     else:
-        following = date(day.year + day.month // 12, day.month % 12 + 1, 1)
+        following = _month_after(day.year, day.month)
     return midnight_us(following, zone)
+
+
+def _month_after(year: int, month: int) -> date:
+    return date(year + month // 12, month % 12 + 1, 1)
 
 
 def _offset(at_us: int, zone: str) -> timedelta:
@@ -136,5 +140,4 @@ def windows_before(window: str, zone: str, start_us: int, count: int) -> list[in
 def month_bounds_us(period: str, zone: str) -> tuple[int, int]:
     """[first instant, first instant after) of a month such as "2026-01". Errors: ValueError."""
     year, month = int(period[:4]), int(period[5:])
-    following = date(year + month // 12, month % 12 + 1, 1)
-    return midnight_us(date(year, month, 1), zone), midnight_us(following, zone)
+    return midnight_us(date(year, month, 1), zone), midnight_us(_month_after(year, month), zone)

@@ -124,12 +124,11 @@ class Spool:
             while True:
                 await self._wanted.wait()
                 self._wanted.clear()
-                while (
-                    self._buffer or self._callbacks or self._waiting or not self._segments.has_spare
-                ):
+                if not self._segments.has_spare:
+                    # Also with nothing to write: perhaps the disk has space again.
                     await self._commit()
-                    if not self._segments.has_spare:
-                        break
+                while self._buffer or self._callbacks or self._waiting:
+                    await self._commit()
                 if self._closing:
                     return
         except Exception as error:

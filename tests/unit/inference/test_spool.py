@@ -7,8 +7,10 @@ import os
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -395,16 +397,16 @@ async def test_admission_closes_before_the_spool_overflows(tmp_path: Path) -> No
     await spool.close()
 
 
+def full(_fd: int, _offset: int, _length: int) -> None:
+    raise OSError(28, "No space left on device")
+
+
 async def test_no_space_for_the_next_segment_closes_admission_until_there_is(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spool = await opened(tmp_path)
     streams = Streams(spool.journal, "p/boot1", 4)
     real = os.posix_fallocate
-
-    def full(_fd: int, _offset: int, _length: int) -> None:
-        raise OSError(28, "No space left on device")
-
     monkeypatch.setattr(os, "posix_fallocate", full)
     # Enough for one roll: the spare is used up and no new one can be had.
     run_some(spool, streams, 0, 12, tokens=40)
@@ -417,6 +419,58 @@ async def test_no_space_for_the_next_segment_closes_admission_until_there_is(
     assert not spool.reserve(1)
     await spool.durable()
     assert spool.reserve(1)
+    await spool.close()
+
+
+class Slow:
+    """A system call that has begun, and goes on when it is let."""
+
+    def __init__(self, real: Callable[..., Any]) -> None:
+        self._real = real
+        self.begun = threading.Event()
+        self.let = threading.Event()
+
+    def __call__(self, *given: Any) -> Any:
+        self.begun.set()
+        assert self.let.wait(30)
+        return self._real(*given)
+
+
+async def test_closing_without_space_commits_what_came_during_the_last_write(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = await opened(tmp_path)
+    streams = Streams(spool.journal, "p/boot1", 4)
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    run_some(spool, streams, 0, 12, tokens=40)
+    await spool.durable()
+    assert not spool.reserve(1)
+    await spool.durable()
+    slow = Slow(os.fdatasync)
+    monkeypatch.setattr(os, "fdatasync", slow)
+    run_some(spool, streams, 12, 1)
+    assert await asyncio.to_thread(slow.begun.wait, 30)
+    run_some(spool, streams, 13, 1)
+    closing = asyncio.create_task(spool.close())
+    await asyncio.sleep(0)
+    slow.let.set()
+    await closing
+    monkeypatch.undo()
+    again = await opened(tmp_path)
+    assert ("acct", "r12") in again.journal.replays
+    assert ("acct", "r13") in again.journal.replays
+    await again.close()
+
+
+async def test_who_stops_waiting_takes_nothing_from_who_waits(tmp_path: Path) -> None:
+    spool = await opened(tmp_path)
+    spool.append(started(0))
+    gone, waiting = (asyncio.create_task(spool.durable()) for _ in range(2))
+    await asyncio.sleep(0)
+    gone.cancel()
+    await waiting
+    assert gone.cancelled()
+    await spool.durable()
     await spool.close()
 
 

@@ -1,7 +1,7 @@
 """The spool's files: segments on the local disk, made before they are needed and read at a start.
 
 Owns the files below one directory, and nobody else writes there (a lock says so). Knows nothing of
-what the records mean. All but `write` and `make_spare` is for the start or for whoever reads.
+what the records mean. All but `write` is for the start or for whoever reads.
 
 Crash argument: a group that was being written may be there in part, in any part. A frame's checksum
 tells a whole record from a torn one, and reading stops at the first that is not whole; nothing that
@@ -73,6 +73,9 @@ class Segments:
         self._lock_fd = -1
         self._fd = -1
         self._spare: Path | None = None
+        # Whether the last try to have the next one ready succeeded. Not whether it is there: while
+        # a spare becomes a segment and another is made, nobody knows of any lack of space.
+        self.has_spare = False
 
     # Opening
 
@@ -93,7 +96,7 @@ class Segments:
         """Begin a new segment with a record, after all there are. Errors: OSError."""
         number = self._all[-1].number + 1 if self._all else 0
         self._fd = self._make_segment(number, first)
-        self.make_spare()
+        self._make_spare()
 
     def _take_lock(self) -> None:
         self._lock_fd = os.open(
@@ -174,7 +177,7 @@ class Segments:
             os.close(fd)
         return path
 
-    def make_spare(self) -> None:
+    def _make_spare(self) -> None:
         """Have the next segment ready. Without it admission is closed, so a full disk
         stops new requests while those under way still have room.
         """
@@ -183,6 +186,7 @@ class Segments:
                 self._spare = self._allocate()
             except OSError as error:
                 log.error("no space for the next spool segment", error=str(error))
+        self.has_spare = self._spare is not None
 
     def _sync_directory(self) -> None:
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -209,11 +213,6 @@ class Segments:
         """The one that is written to."""
         return self._all[-1]
 
-    @property
-    def has_spare(self) -> bool:
-        """Whether the next one has its space."""
-        return self._spare is not None
-
     # Writing: in the commit thread
 
     def write(self, group: bytes, first: bytes | None) -> None:
@@ -228,7 +227,7 @@ class Segments:
             os.fsync(self._fd)
             old, self._fd = self._fd, self._make_segment(last.number + 1, first)
             os.close(old)
-        self.make_spare()
+        self._make_spare()
 
     # Reading back, and forgetting
 

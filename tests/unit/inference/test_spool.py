@@ -436,6 +436,22 @@ class Slow:
         return self._real(*given)
 
 
+async def test_admission_stays_open_while_the_next_segment_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = await opened(tmp_path)
+    slow = Slow(os.posix_fallocate)
+    monkeypatch.setattr(os, "posix_fallocate", slow)
+    # Enough for one roll: the spare is used up, and the next one takes its time.
+    run_some(spool, Streams(spool.journal, "p/boot1", 4), 0, 12, tokens=40)
+    assert await asyncio.to_thread(slow.begun.wait, 30)
+    admitted = spool.reserve(1)
+    slow.let.set()
+    assert admitted
+    await spool.durable()
+    await spool.close()
+
+
 async def test_closing_without_space_commits_what_came_during_the_last_write(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

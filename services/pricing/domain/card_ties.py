@@ -11,9 +11,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, product
 from typing import Final, NamedTuple
 
-from pricing.domain.card import Card
+from pricing.domain.card import Card, Line
 from pricing.domain.card_samples import Sample, priced_sample, sample_of, words_of
-from pricing.domain.catalogue import Catalogue, PublishedCard
+from pricing.domain.catalogue import BY_LINE, Catalogue, PublishedCard
+from pricing.domain.selection import CompiledCard
 
 _MAX_ACCOUNTS: Final = 64
 _MAX_INSTANTS: Final = 64
@@ -47,22 +48,24 @@ def _rivals(card: Card, draft: Card) -> bool:
 
 
 def _found(draft: Card, others: Sequence[PublishedCard], now_us: int) -> Iterator[Tie]:
-    named = _Named(others)
-    # A surcharge is charged on top of whatever line prices a leaf, and prices none.
-    samples = [(line, sample_of(line)) for line in draft.lines if not line.surcharge]
-    near = [(line, sample) for line, sample in samples if named.may_price(sample)]
-    if not near:
+    candidates = [*_of_draft(draft, others), *_of_rivals(draft, others)]
+    if not candidates:
         return
     catalogue = Catalogue(others, draft.purpose)
     both = {name for known in others for name in known.card.accounts} & set(draft.accounts)
     accounts = sorted(both)[:_MAX_ACCOUNTS] if draft.accounts else [""]
     instants = _instants(draft, others, now_us)
-    for line, sample in near:
+    told: set[str] = set()
+    for line, sample in candidates:
+        if line.line_id in told:
+            continue
         for at_us, account_id in product(instants, accounts):
             other = priced_sample(catalogue, draft, sample, at_us, account_id)
-            # Another that goes before both decides, and there is no doubt.
-            if other is not None and _rivals(other.published.card, draft):
+            # Another that goes before both decides, and there is no doubt; nor is there where the
+            # other comes to the leaf by a fallback alone, since lines of all cards go before.
+            if other is not None and other.rule == BY_LINE and _rivals(other.published.card, draft):
                 whose = f" for account {account_id!r}" if account_id else ""
+                told.add(line.line_id)
                 yield Tie(
                     line.line_id,
                     f"line {line.line_id!r} and card {other.published.card.card_id!r} line"
@@ -70,6 +73,27 @@ def _found(draft: Card, others: Sequence[PublishedCard], now_us: int) -> Iterato
                     " says which goes first: set 'priority', or retire the other from then on",
                 )
                 break
+
+
+def _of_draft(draft: Card, others: Sequence[PublishedCard]) -> Iterator[tuple[Line, Sample]]:
+    """A draft's lines that another card may price, each with a leaf that it is for."""
+    named = _Named(others)
+    for line in draft.lines:
+        # A surcharge is charged on top of whatever line prices a leaf, and prices none.
+        if not line.surcharge and named.may_price(sample := sample_of(line)):
+            yield line, sample
+
+
+def _of_rivals(draft: Card, others: Sequence[PublishedCard]) -> Iterator[tuple[Line, Sample]]:
+    """The same of leaves that lines of rivals are for: a draft's line may be the wider one."""
+    own = CompiledCard(draft)
+    for known in others:
+        if _rivals(known.card, draft):
+            for sample in (sample_of(line) for line in known.card.lines if not line.surcharge):
+                context, key = sample
+                line = own.best_line(key, context)
+                if line is not None:
+                    yield line, sample
 
 
 class _Named:
@@ -93,12 +117,16 @@ class _Named:
 
 
 def _instants(draft: Card, others: Sequence[PublishedCard], now_us: int) -> list[int]:
-    """When a draft begins to apply, and when another card begins while it does."""
+    """When a draft begins to apply, and when another card begins or ends while it does."""
     first_us = max(now_us, draft.effective_from_us)
-    starts = {known.card.effective_from_us for known in others}
+    changes = {known.card.effective_from_us for known in others}
+    # What goes before both hides a tie until it ends.
+    changes.update(
+        known.card.effective_to_us for known in others if known.card.effective_to_us is not None
+    )
     later = sorted(
         at_us
-        for at_us in starts
+        for at_us in changes
         if at_us > first_us and (draft.effective_to_us is None or at_us < draft.effective_to_us)
     )
     if draft.effective_to_us is not None and draft.effective_to_us <= first_us:

@@ -44,7 +44,7 @@ WITH moved AS (
   WHERE p.account_id = $1 AND CASE
     WHEN p.log = 'control' OR p.kind = 'correction' THEN t.recorded_us < $2
     WHEN p.kind = 'commitment' THEN
-      extract(epoch FROM (p.period || '-01')::date AT TIME ZONE 'UTC') * 1000000 < $2
+      extract(epoch FROM (p.period || '-01')::date) * 1000000 < $2
     ELSE false END
 )
 SELECT a.account_id, a.currency,

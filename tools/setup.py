@@ -205,7 +205,9 @@ def build(wanted: str) -> None:
     install_packages(uv)
     link_checkout()
     say("[3/4] broker: Apache Kafka, 45 jars, 44 MB unless this machine has them")
-    jars = _output([str(PYTHON), "-m", "tollbook.stack.jars"], "the broker could not be fetched")
+    # Not by -m: the package imports this module too, of which Python warns whoever sets up.
+    fetch = [str(PYTHON), "-c", "from tollbook.stack.jars import main; main()"]
+    jars = _output(fetch, "the broker could not be fetched")
     say("[4/4] generated code")
     generate_protos()
     write(STAMP, json.dumps({"inputs": wanted, "uses": [jars, str(VENV / "bin" / "tollbook")]}))

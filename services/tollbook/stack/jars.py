@@ -130,7 +130,8 @@ def class_path() -> str:
     return str(cache_home() / jars_folder_name() / "*")
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Fetch what lacks and print the folder; set-up runs this in the environment it made."""
     try:
         print(ensure_jars())
     except JarError as problem:

@@ -87,13 +87,13 @@ def _of_draft(draft: Card, others: Sequence[PublishedCard]) -> Iterator[tuple[Li
 def _of_rivals(draft: Card, others: Sequence[PublishedCard]) -> Iterator[tuple[Line, Sample]]:
     """The same of leaves that lines of rivals are for: a draft's line may be the wider one."""
     own = CompiledCard(draft)
-    for known in others:
-        if _rivals(known.card, draft):
-            for sample in (sample_of(line) for line in known.card.lines if not line.surcharge):
-                context, key = sample
-                line = own.best_line(key, context)
-                if line is not None:
-                    yield line, sample
+    lines = (line for known in others if _rivals(known.card, draft) for line in known.card.lines)
+    # Each once: the versions of a card have mostly the same lines.
+    for sample in dict.fromkeys(sample_of(line) for line in lines if not line.surcharge):
+        context, key = sample
+        line = own.best_line(key, context)
+        if line is not None:
+            yield line, sample
 
 
 class _Named:

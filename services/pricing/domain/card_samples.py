@@ -5,10 +5,7 @@ from __future__ import annotations
 from pricing.domain.card import Card, Line
 from pricing.domain.catalogue import Catalogue, Priced
 from pricing.domain.dimensions import STANDARD_TIER, Context, LeafKey
-from pricing.domain.events import Event, EventLeaf
-from pricing.domain.price_list import leaf_words
-from pricing.domain.rating import rate_event
-from tollbook.usage.v1 import usage_pb2 as usage
+from pricing.domain.price_list import leaf_words, rated_one_each
 
 Sample = tuple[Context, LeafKey]
 
@@ -45,17 +42,8 @@ def priced_sample(
     context, key = sample
     if account_id is None:
         account_id = draft.accounts[0] if draft.accounts else ""
-    event = Event(
-        position=0,
-        event_id="",
-        account_id=account_id,
-        context=context,
-        outcome=usage.OUTCOME_COMPLETE,
-        event_time_us=at_us,
-        leaves=(EventLeaf(key, 1, 0),),
-        engine_id="",
-    )
-    return rate_event(event, draft.currency, catalogue)[0].priced
+    rated = rated_one_each(catalogue, account_id, draft.currency, context, at_us, (key,))
+    return rated[0].priced
 
 
 def words_of(sample: Sample) -> str:

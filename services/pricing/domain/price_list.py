@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import product
 from typing import Final, NamedTuple
 
 from pricing.domain.catalogue import Catalogue, Priced
 from pricing.domain.dimensions import STANDARD_TIER, UNIT_BY_WORD, Context, LeafKey
 from pricing.domain.events import Event, EventLeaf
-from pricing.domain.rating import rate_event
+from pricing.domain.rating import RatedLeaf, rate_event
 from tollbook.usage.v1 import usage_pb2 as usage
 
 _SILENT: Final = ("none", "text", "default", "plain", "")
@@ -42,21 +42,15 @@ def usual_leaves() -> Iterator[LeafKey]:
             yield LeafKey(unit, "none", "text", "none", "default", "plain", "")
 
 
-def prices_of(
+def rated_one_each(
     catalogue: Catalogue,
     account_id: str,
     currency: str,
-    model: str,
-    service_tier: str,
+    context: Context,
     event_time_us: int,
-) -> list[Price]:
-    """The price of every usual kind of leaf of a model that has one.
-
-    By the rules and the code that charge an event of that instant, so what is
-    shown is what is charged.
-    """
-    context = Context(model, model, "", service_tier or STANDARD_TIER, "")
-    keys = list(usual_leaves())
+    keys: Iterable[LeafKey],
+) -> tuple[RatedLeaf, ...]:
+    """One of each leaf, rated by the rules and the code that charge an event of that instant."""
     event = Event(
         position=0,
         event_id="",
@@ -67,8 +61,20 @@ def prices_of(
         leaves=tuple(EventLeaf(key, 1, 0) for key in keys),
         engine_id="",
     )
+    return rate_event(event, currency, catalogue)
+
+
+def prices_of(
+    catalogue: Catalogue,
+    account_id: str,
+    currency: str,
+    model: str,
+    service_tier: str,
+    event_time_us: int,
+) -> list[Price]:
+    """The price of every usual kind of leaf of a model that has one: what is charged is shown."""
+    context = Context(model, model, "", service_tier or STANDARD_TIER, "")
+    rated = rated_one_each(catalogue, account_id, currency, context, event_time_us, usual_leaves())
     return [
-        Price(leaf_words(part.leaf.key), part.priced)
-        for part in rate_event(event, currency, catalogue)
-        if part.priced is not None
+        Price(leaf_words(part.leaf.key), part.priced) for part in rated if part.priced is not None
     ]

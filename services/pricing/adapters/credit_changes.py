@@ -24,6 +24,7 @@ from pricing.adapters.holds import HoldDoor
 from pricing.adapters.ledger_client import Ledger
 from pricing.domain import credit
 from pricing.domain.holds import Ask, hold_id_of
+from pricing.domain.receipt import cost_since
 from tollbook.pricing.v1 import accounts_pb2, control_pb2, pricing_pb2
 
 log = structlog.get_logger()
@@ -103,9 +104,8 @@ class CreditChanges(ControlChanges):
         refuse("refund", credit.refund_problem(made))
         await self._answers.catch_up()
         receipt = await self._answers.receipt(made.account_id, made.event_id)
-        # What it costs since: a re-rating may have given back a part already.
-        total = receipt.corrections[-1].total if receipt.corrections else receipt.total
-        total_pico = int(total.amount_pico or "0")
+        # A re-rating may have given back a part already.
+        total_pico = int(cost_since(receipt).amount_pico or "0")
         if int(made.amount.amount_pico) > total_pico:
             raise errors.FailedPrecondition(
                 f"event {made.event_id!r} costs {total_pico} pico, the refund is of"

@@ -12,6 +12,7 @@ import click
 
 from kernel import ids
 from kernel.errors import InvalidArgument
+from pricing.domain.receipt import cost_since
 from tollbook.cli.amounts import amount_of, said
 from tollbook.cli.pricing_calls import ask
 from tollbook.pricing.v1 import accounts_pb2, pricing_pb2
@@ -182,8 +183,7 @@ def refund(account: str, event: str, amount: str | None, reason: str) -> None:
     if amount is None:
         asked = pricing_pb2.GetReceiptRequest(account_id=account, event_id=event)
         found = ask(lambda to, timeout_s: to.pricing.GetReceipt(asked, timeout=timeout_s)).receipt
-        # What it costs since a re-rating, where there was one.
-        back = found.corrections[-1].total if found.corrections else found.total
+        back = cost_since(found)
         if not int(back.amount_pico or 0):
             raise InvalidArgument(
                 f"event {event!r} cost nothing so far: there is nothing to refund"

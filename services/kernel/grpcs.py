@@ -41,6 +41,11 @@ _MAX_TEXT_BYTES: Final = 1_000
 _MAX_DETAILS_BYTES: Final = 2_400
 _MAX_DESCRIPTION_BYTES: Final = 300
 
+# Of what is left until a caller's deadline, the part kept for the answer's way to the caller: a
+# busy machine needs more than an idle one, a caller in a hurry can spare less than a patient one.
+_ANSWER_SHARE: Final = 0.2
+_ANSWER_MOST_S: Final = 1.0
+
 # Keepalive finds a peer whose host went away without a word; the limits keep a
 # server from answering pings with GOAWAY.
 _OPTIONS: Final[tuple[tuple[str, int], ...]] = (
@@ -83,6 +88,19 @@ _CODES: Final[dict[type[errors.TollbookError], int]] = {
 _RULES: Final = rules.Validator()
 
 M = TypeVar("M", bound=Message)
+
+
+def time_to_work_s(remaining_s: float | None, most_s: float) -> float:
+    """For how long a server may work or wait for a caller so that its answer still arrives.
+
+    An answer that says what was not reached beats a call that gRPC cut off at
+    its deadline. `remaining_s` is ServicerContext.time_remaining(): None, or
+    very long, for a caller without a deadline.
+    """
+    if remaining_s is None:
+        return most_s
+    kept_s = min(_ANSWER_MOST_S, remaining_s * _ANSWER_SHARE)
+    return min(most_s, max(0.0, remaining_s - kept_s))
 
 
 def _short(text: str, limit_bytes: int = _MAX_DESCRIPTION_BYTES) -> str:

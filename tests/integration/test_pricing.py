@@ -6,13 +6,13 @@ import asyncio
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ import grpc
 import grpc.aio
 import pytest
 from google.rpc import error_details_pb2
+from tests.integration.deadlines import told_in_time
+from tests.integration.free_port import free_port
 from tests.integration.pricing_world import (
     CARD,
     PARTS,
@@ -101,6 +103,15 @@ async def test_an_event_sent_twice_is_charged_once(world: World) -> None:
     await world.check()
 
 
+def balance_within(
+    world: World, request: pricing_pb2.GetBalanceRequest, timeout_s: float
+) -> Awaitable[pricing_pb2.GetBalanceResponse]:
+    answer: Awaitable[pricing_pb2.GetBalanceResponse] = world.pricing.GetBalance(
+        request, timeout=timeout_s
+    )
+    return answer
+
+
 async def test_a_balance_waits_for_a_position_and_says_when_it_was_not_reached(
     world: World,
 ) -> None:
@@ -109,23 +120,18 @@ async def test_a_balance_waits_for_a_position_and_says_when_it_was_not_reached(
     size = (await world.sizes()).get(log, 0)
     wanted = pricing_pb2.LogPosition(log=log, size=size + 1)
     request = pricing_pb2.GetBalanceRequest(account_id="patient", wait_for=[wanted])
-    error = await refused(
-        world.pricing.GetBalance(request, timeout=0.7),
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        "POSITION_NOT_REACHED",
-    )
-    assert f"{log} {size + 1}" in (error.details() or "")
     by_id = pricing_pb2.GetBalanceRequest(account_id="patient", wait_for_event_id="not-yet")
-    await refused(
-        world.pricing.GetBalance(by_id, timeout=0.7),
-        grpc.StatusCode.DEADLINE_EXCEEDED,
-        "POSITION_NOT_REACHED",
-    )
+    for asked, named in ((request, f"{log} {size + 1}"), (by_id, "not-yet")):
+        error = await told_in_time(partial(balance_within, world, asked))
+        assert error.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert reason_of(error) == "POSITION_NOT_REACHED"
+        assert named in (error.details() or "")
 
-    waiting = asyncio.ensure_future(world.pricing.GetBalance(request, timeout=30))
-    named = asyncio.ensure_future(world.pricing.GetBalance(by_id, timeout=30))
+    waiting = [
+        asyncio.ensure_future(balance_within(world, asked, 30)) for asked in (request, by_id)
+    ]
     await world.use("patient", output=5, event_id="not-yet")
-    for answer in (await waiting, await named):
+    for answer in await asyncio.gather(*waiting):
         check_balance(answer.balance, world.accounts["patient"])
         assert {item.log: item.size for item in answer.positions}[log] >= size + 1
 
@@ -592,10 +598,7 @@ async def test_a_part_killed_under_load_costs_no_unit(
 @contextmanager
 def another_projector(stack: Stack) -> Iterator[subprocess.Popen[bytes]]:
     """A second projector, beside the stack's own."""
-    with socket.socket() as listener:
-        listener.bind((HOST, 0))
-        port = listener.getsockname()[1]
-    settings = {**stack.environment(), "TOLLBOOK_HEALTH_ADDRESS": f"{HOST}:{port}"}
+    settings = {**stack.environment(), "TOLLBOOK_HEALTH_ADDRESS": f"{HOST}:{free_port()}"}
     with stack.log_file("another-projector").open("ab") as output:
         started = subprocess.Popen(
             [sys.executable, "-m", "pricing.entrypoints.projector"],

@@ -10,8 +10,8 @@ import grpc
 import grpc.aio
 from google.protobuf.message import Message
 
+from kernel import grpcs, merkle
 from kernel import leaf as leaf_format
-from kernel import merkle
 from kernel.errors import (
     FailedPrecondition,
     NotFound,
@@ -182,8 +182,7 @@ class LedgerAnswers(ledger_pb2_grpc.LedgerServiceServicer):
     ) -> pb.GetCheckpointResponse:
         """The newest signed checkpoint, waited for when `min_size` asks for more."""
         await self._view(request.log)
-        # Answer a moment before the deadline: an answer that says why beats a cut call.
-        wait_s = min(max(context.time_remaining() - 0.1, 0), _MAX_WAIT_S)
+        wait_s = grpcs.time_to_work_s(context.time_remaining(), _MAX_WAIT_S)
         deadline = asyncio.get_running_loop().time() + wait_s
         while True:
             changed = self._feed.waiter()

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import structlog
 
-from kernel import errors
+from kernel import errors, grpcs
 from pricing.adapters import database
 
 log = structlog.get_logger()
@@ -122,10 +122,7 @@ class Progress:
             raise errors.Unavailable(
                 f"{MAX_WAITERS} callers wait already; try again", reason="TOO_MANY_WAITERS"
             )
-        limit_s = MAX_WAIT_MS / 1000
-        # A little is kept back so that the answer still reaches the caller in time.
-        if remaining_s is not None:
-            limit_s = min(limit_s, max(0.0, remaining_s - 0.05))
+        limit_s = grpcs.time_to_work_s(remaining_s, MAX_WAIT_MS / 1000)
         waiter = _Waiter(sizes, identity)
         self._waiters.add(waiter)
         self._news.set()

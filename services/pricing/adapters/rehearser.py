@@ -9,7 +9,7 @@ from multiprocessing.connection import Connection
 from multiprocessing.process import BaseProcess
 from typing import Any, Final, TypeVar
 
-from kernel import errors
+from kernel import errors, grpcs
 from pricing.adapters.rehearsal import work
 
 T = TypeVar("T")
@@ -37,8 +37,7 @@ class Rehearser:
             )
         self._busy = True
         try:
-            limit_s = _MAX_S if remaining_s is None else min(_MAX_S, max(0.0, remaining_s - 0.05))
-            async with asyncio.timeout(limit_s):
+            async with asyncio.timeout(grpcs.time_to_work_s(remaining_s, _MAX_S)):
                 good, answer = await asyncio.to_thread(self._ask, function, args)
         except TimeoutError:
             self.stop()

@@ -5,12 +5,12 @@ that are longer than they may be.
 from __future__ import annotations
 
 import asyncio
-import socket
 from typing import Any
 
 import httpx
 import pytest
 from starlette.requests import Request
+from tests.integration.free_port import free_port
 
 from inference.adapters import http_guard
 from inference.adapters.http_guard import body_of, overloaded, pieces_of
@@ -21,9 +21,7 @@ async def test_who_comes_beyond_the_bound_is_told_to_come_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(web, "MAX_CONNECTIONS", 3)
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await send({"type": "http.response.start", "status": 204, "headers": []})

@@ -15,6 +15,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from tests.integration.free_port import free_port
 
 from kernel import errors, grpcs, telemetry
 from tollbook.ledger.v1 import ledger_pb2, ledger_pb2_grpc
@@ -100,9 +101,7 @@ def detail(status: status_pb2.Status, kind: Any) -> Any:
 
 @asynccontextmanager
 async def running() -> AsyncIterator[Loopback]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     ledger = Ledger()  # type: ignore[abstract]  # only the calls that a test makes
     server = grpcs.Server("test", address, [SERVICE])
     ledger_pb2_grpc.add_LedgerServiceServicer_to_server(ledger, server.grpc)
@@ -364,3 +363,13 @@ async def test_bytes_that_are_no_message_are_the_callers_error() -> None:
             assert "the request cannot be read" in status.message
             assert detail(status, error_details_pb2.ErrorInfo).reason == "MALFORMED_REQUEST"
         assert loop.ledger.seen == []
+
+
+@pytest.mark.parametrize(
+    ("remaining_s", "worked_s"),
+    [(None, 60.0), (1e9, 60.0), (30.0, 29.0), (1.0, 0.8), (0.0, 0.0), (-3.0, 0.0)],
+)
+def test_a_part_of_the_callers_time_is_kept_for_the_answer(
+    remaining_s: float | None, worked_s: float
+) -> None:
+    assert grpcs.time_to_work_s(remaining_s, 60.0) == pytest.approx(worked_s)

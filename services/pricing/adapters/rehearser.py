@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Callable
 from multiprocessing import get_context
 from multiprocessing.connection import Connection
@@ -23,6 +24,8 @@ class Rehearser:
         self._process: BaseProcess | None = None
         self._connection: Connection | None = None
         self._busy = False
+        self._lock = threading.Lock()
+        """Held to begin a process and to end one: who leaves meanwhile ends what was begun."""
 
     async def run(self, remaining_s: float | None, function: Callable[..., T], *args: Any) -> T:
         """Run a function and give what it gives.
@@ -36,23 +39,24 @@ class Rehearser:
                 reason="REHEARSAL_BUSY",
             )
         self._busy = True
+        left = threading.Event()
         try:
             async with asyncio.timeout(grpcs.time_to_work_s(remaining_s, _MAX_S)):
-                good, answer = await asyncio.to_thread(self._ask, function, args)
+                good, answer = await asyncio.to_thread(self._ask, left, function, args)
         except TimeoutError:
-            self.stop()
+            self._leave(left)
             raise errors.DeadlinePassed(
                 "there is more usage than can be rated in that time; ask with a longer deadline,"
                 " or for fewer entries",
                 reason="REHEARSAL_TOO_LONG",
             ) from None
         except (EOFError, OSError):
-            self.stop()
+            self._leave(left)
             raise errors.Unavailable(
                 "the process that rates usage again ended; try again", reason="REHEARSAL_ENDED"
             ) from None
         except asyncio.CancelledError:
-            self.stop()
+            self._leave(left)
             raise
         finally:
             self._busy = False
@@ -61,8 +65,16 @@ class Rehearser:
         result: T = answer
         return result
 
-    def _ask(self, function: Callable[..., Any], args: tuple[Any, ...]) -> tuple[bool, Any]:
-        connection = self._connected()
+    def _ask(
+        self, left: threading.Event, function: Callable[..., Any], args: tuple[Any, ...]
+    ) -> tuple[bool, Any]:
+        """In a thread, which a caller who leaves does not stop: it must not use the next one's
+        process. Errors: EOFError, OSError.
+        """
+        with self._lock:
+            if left.is_set():
+                raise EOFError
+            connection = self._connected()
         connection.send((function, args))
         answer: tuple[bool, Any] = connection.recv()
         return answer
@@ -70,22 +82,32 @@ class Rehearser:
     def _connected(self) -> Connection:
         if self._process is not None and self._process.is_alive() and self._connection is not None:
             return self._connection
-        self.stop()
+        self._end()
         # Spawned: a fork would take the server's threads' locks with it, held for ever.
         context = get_context("spawn")
         ours, theirs = context.Pipe()
-        self._process = context.Process(target=work, args=(theirs,), daemon=True)
-        self._process.start()
+        process = context.Process(target=work, args=(theirs,), daemon=True)
+        process.start()
         theirs.close()
-        self._connection = ours
+        self._process, self._connection = process, ours
         return ours
+
+    def _leave(self, left: threading.Event) -> None:
+        """End a call, and its process."""
+        # What is waited for here is the begin of a process, some hundredths of a second.
+        with self._lock:
+            left.set()
+            self._end()
 
     def stop(self) -> None:
         """End the process, whatever it does."""
+        with self._lock:
+            self._end()
+
+    def _end(self) -> None:
         process, self._process = self._process, None
         if process is not None:
             process.kill()
             process.join()
         # Closed after the process is gone: who reads from it wakes by its end.
-        if self._connection is not None:
-            self._connection = None
+        self._connection = None

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import time
+from multiprocessing.context import SpawnProcess
 
 import pytest
 
@@ -37,5 +39,35 @@ async def test_a_call_that_ends_late_ends_its_process_and_the_next_begins_anew()
         with pytest.raises(DeadlinePassed):
             await rehearser.run(0.2, time.sleep, 600)
         assert await rehearser.run(None, abs, -3) == 3
+    finally:
+        rehearser.stop()
+
+
+async def test_who_leaves_while_the_process_begins_leaves_none_to_the_next(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    begun, go_on = threading.Event(), threading.Event()
+    start = SpawnProcess.start
+
+    def slowly(process: SpawnProcess) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        start(process)
+
+    rehearser = Rehearser()
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(SpawnProcess, "start", slowly)
+            leaving = asyncio.ensure_future(rehearser.run(None, time.sleep, 600))
+            assert await asyncio.to_thread(begun.wait, 60)
+            leaving.cancel()
+            # Of a thread: the one who leaves waits for the process that is just being begun.
+            letting = threading.Timer(0.2, go_on.set)
+            letting.start()
+            with pytest.raises(asyncio.CancelledError):
+                await leaving
+            letting.join()
+        # The thread of the call that was left has its end, and asks nothing of the next one's.
+        assert await rehearser.run(60, abs, -3) == 3
     finally:
         rehearser.stop()

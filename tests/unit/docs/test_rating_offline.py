@@ -43,7 +43,7 @@ def test_the_page_says_what_happens(tmp_path: Path) -> None:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
-                timeout=60,
+                timeout=240,
                 check=False,
             )
             assert fits(shown, done.stdout), f"$ {command}\n{done.stdout}"

@@ -76,7 +76,7 @@ def _built() -> str | None:
     return str(program)
 
 
-def run(program: str, log: Path | str, key_file: Path, timeout_s: float = 60) -> Verdict:
+def run(program: str, log: Path | str, key_file: Path, timeout_s: float = 240) -> Verdict:
     """Check the log in a directory or at an URL; ends fsck as soon as it has said its verdict."""
     url = log if isinstance(log, str) else f"file://{log}/"
     command = [program, "-ui=false", f"-storage_url={url}", f"-public_key={key_file}"]

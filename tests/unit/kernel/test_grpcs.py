@@ -21,6 +21,7 @@ from kernel import errors, grpcs, telemetry
 from tollbook.ledger.v1 import ledger_pb2, ledger_pb2_grpc
 
 SERVICE = "tollbook.ledger.v1.LedgerService"
+WAIT_S = 60
 
 
 class Ledger(ledger_pb2_grpc.LedgerServiceServicer):
@@ -286,7 +287,7 @@ async def test_a_caller_that_leaves_a_stream_closes_the_method_quietly(
                 if answer.first_position == 3:
                     break
             call.cancel()
-            await asyncio.wait_for(loop.ledger.closed.wait(), 10)
+            await asyncio.wait_for(loop.ledger.closed.wait(), WAIT_S)
     assert [record.getMessage() for record in caplog.records] == []
 
 
@@ -322,12 +323,12 @@ async def test_stop_lets_a_call_under_way_end() -> None:
     async with running() as loop:
         call = loop.stub.GetCheckpoint(ledger_pb2.GetCheckpointRequest(log="control"))
         answer = asyncio.ensure_future(call)
-        await asyncio.wait_for(loop.ledger.entered.wait(), 10)
-        stopping = asyncio.create_task(loop.server.stop(drain_ms=10_000))
+        await asyncio.wait_for(loop.ledger.entered.wait(), WAIT_S)
+        stopping = asyncio.create_task(loop.server.stop(drain_ms=60_000))
         await asyncio.sleep(0)
         loop.ledger.proceed.set()
-        assert (await asyncio.wait_for(answer, 10)).note == b"late"
-        await asyncio.wait_for(stopping, 10)
+        assert (await asyncio.wait_for(answer, WAIT_S)).note == b"late"
+        await asyncio.wait_for(stopping, WAIT_S)
 
 
 async def test_an_address_in_use_is_a_clear_error() -> None:

@@ -24,7 +24,7 @@ BUCKET: Final = "books"
 _ACCESS: Final = "access"
 _SECRET: Final = "secret"
 _REGION: Final = "us-east-1"
-_WAIT_S: Final = 30.0
+_WAIT_S: Final = 120.0
 
 
 def _command(folder: Path, host: str, port: int) -> list[str]:
@@ -56,7 +56,7 @@ def s3_server(folder: Path) -> Iterator[dict[str, str]]:
                 assert time.monotonic() < deadline, "the server does not answer"
                 try:
                     # Makes the bucket of a server that has none yet.
-                    httpx.put(f"{url}/{BUCKET}")
+                    httpx.put(f"{url}/{BUCKET}", timeout=_WAIT_S)
                     break
                 except httpx.ConnectError:
                     time.sleep(0.02)

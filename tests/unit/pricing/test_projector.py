@@ -110,7 +110,7 @@ async def test_logs_that_a_worker_makes_are_followed_within_moments(
     ledger.stub = ledger
     nothing: Any = None
     made = projector.Projector(nothing, nothing, ledger, nothing, lambda: None)
-    async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
+    async with asyncio.timeout(60), asyncio.TaskGroup() as tasks:
         looking = tasks.create_task(made._discover({}, tasks))
         await all_are.wait()
         looking.cancel()

@@ -21,9 +21,11 @@ from tollbook.inference.v1 import inference_pb2 as inference
 
 log = structlog.get_logger()
 
-# Counters and events reach this process in the same loop turn, not in the same
-# instant: a figure that does not agree is looked at again until this long after.
-SETTLE_MS: Final = 2_000
+# Counters and events reach this process in the same loop turn, not in the same instant: a figure
+# that does not agree is looked at again so often, over some two seconds. Not until a time: a
+# process that was stopped for so long would look once and cry alarm.
+SETTLE_LOOKS: Final = 120
+_LONGEST_PAUSE_S: Final = 0.02
 READ_EVERY_MS: Final = 1_000
 READ_BUSY_EVERY_MS: Final = 10_000
 RESIDUAL_METRIC: Final = "tollbook.inference.tokens.residual"
@@ -105,12 +107,11 @@ class Books:
 
     async def settled_residual(self) -> int:
         """The residual once counters and events had time to meet; 0, or an alarm."""
-        deadline = self._clock.monotonic_ms() + SETTLE_MS
-        pause_s = 0.0
-        while (residual := self.residual()) and self._clock.monotonic_ms() < deadline:
-            await asyncio.sleep(pause_s)
-            pause_s = min(pause_s + 0.001, 0.02)
-        return residual
+        for look in range(SETTLE_LOOKS):
+            if not self.residual():
+                return 0
+            await asyncio.sleep(min(look * 0.001, _LONGEST_PAUSE_S))
+        return self.residual()
 
     async def conservation(self) -> inference.GetConservationResponse:
         """Every engine's account. The running one's figures are of one instant."""

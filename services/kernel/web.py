@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Awaitable, Callable, Generator
 from contextlib import contextmanager
 from typing import Any, Final, cast
@@ -18,7 +19,18 @@ App = Callable[[Any, Any, Any], Awaitable[None]]
 
 
 class _Server(uvicorn.Server):
-    """Leaves the signals to the process, which has more to stop than this server."""
+    """Leaves the signals to the process, which has more to stop than this server; tells when it
+    listens.
+    """
+
+    def __init__(self, config: uvicorn.Config, listening: asyncio.Event) -> None:
+        super().__init__(config)
+        self._listening = listening
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Begin to listen, and tell."""
+        await super().startup(sockets)
+        self._listening.set()
 
     @contextmanager
     def capture_signals(self) -> Generator[None, None, None]:
@@ -27,9 +39,14 @@ class _Server(uvicorn.Server):
 
 
 async def serve(
-    app: App, address: str, stopped: asyncio.Event, overloaded: App | None = None
+    app: App,
+    address: str,
+    stopped: asyncio.Event,
+    overloaded: App | None = None,
+    listening: asyncio.Event | None = None,
 ) -> None:
-    """Serve an ASGI application at HOST:PORT until `stopped`; then drain.
+    """Serve an ASGI application at HOST:PORT until `stopped`; then drain. `listening` is set from
+    when on whoever connects is served.
 
     While there are more than MAX_CONNECTIONS, `overloaded` answers: a 503, in the service's
     own shape. Errors: Unavailable when the address cannot be listened on.
@@ -51,7 +68,7 @@ async def serve(
         server_header=False,
         timeout_graceful_shutdown=_DRAIN_S,
     )
-    server = _Server(config)
+    server = _Server(config, listening or asyncio.Event())
     try:
         sockets = [config.bind_socket()]
     except SystemExit:
@@ -66,5 +83,5 @@ async def serve(
         await serving
     finally:
         waiting.cancel()
-        for socket in sockets:
-            socket.close()
+        for listener in sockets:
+            listener.close()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+import httpx
 import psutil
 from aiokafka import AIOKafkaConsumer, TopicPartition
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -40,6 +41,8 @@ ROOT = Path(__file__).resolve().parents[2]
 TOPIC = "usage.events.v1"
 PARTITIONS = 4
 START_S = 300
+# Whatever is waited for ends by its condition.
+WAIT_S = 120
 
 
 class Pricing(pricing_pb2_grpc.PricingServiceServicer):
@@ -191,7 +194,7 @@ class Service:
         return await self.ended()
 
     async def ended(self) -> int:
-        status = await asyncio.to_thread(self.process.wait, 60)
+        status = await asyncio.to_thread(self.process.wait, WAIT_S)
         await self.channel.close()
         return status
 
@@ -226,11 +229,18 @@ class Service:
 
     async def engine(self) -> inference.EngineConservation:
         """The running engine's account, when no request is under way."""
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + WAIT_S
         while (answer := await self.conservation()).in_flight:
             assert time.monotonic() < deadline, answer
             await asyncio.sleep(0.05)
         return answer.engines[-1]
+
+    async def drained(self) -> None:
+        """Return when no request is under way and the broker has every record."""
+        deadline = time.monotonic() + WAIT_S
+        while (answer := await self.conservation()).in_flight or answer.spool_backlog:
+            assert time.monotonic() < deadline, answer
+            await asyncio.sleep(0.05)
 
 
 @asynccontextmanager
@@ -239,6 +249,9 @@ async def serving(place: Place) -> AsyncIterator[Service]:
     service = Service(place)
     try:
         await service.ready()
+        # Who is ready answers at both doors.
+        async with httpx.AsyncClient(base_url=f"http://{place.http}", timeout=60) as client:
+            assert (await client.get("/v1/models")).status_code == 401
         yield service
     finally:
         if service.process.poll() is None:
@@ -429,7 +442,7 @@ async def end_whole(service: Service) -> None:
 
 
 async def eventually_in_topic(
-    kafka: str, keys: set[tuple[str, str]], timeout_s: float = 60
+    kafka: str, keys: set[tuple[str, str]], timeout_s: float = WAIT_S
 ) -> list[Received]:
     """The topic, once it has events of all these identities."""
     deadline = time.monotonic() + timeout_s

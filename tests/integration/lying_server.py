@@ -35,7 +35,8 @@ class LyingServer:
         self.url = f"http://{self.address}"
         self.lie = ""
         self.asked = 0
-        # Tokens that were passed on: how many stand in a chunk is the real server's affair.
+        # Tokens, or inputs, that were passed on: how many stand in a chunk is the real server's
+        # affair.
         self.given = 0
         self.app = Starlette(
             routes=[
@@ -75,10 +76,17 @@ class LyingServer:
         lie = self.lie
         if lie == "busy":
             return JSONResponse({"error": "too many"}, 503)
-        answer = await self._client.post("/v1/embeddings", json=await request.json())
+        body = await request.json()
+        if lie == "stuck" and self.given:
+            # For as long as anybody waits for it.
+            while not await request.is_disconnected():  # noqa: ASYNC110
+                await asyncio.sleep(0.02)
+            return Response(status_code=499)
+        answer = await self._client.post("/v1/embeddings", json=body)
         if answer.status_code != 200:
             return Response(answer.content, answer.status_code, media_type="application/json")
         told = answer.json()
+        self.given += len(told["data"])
         spoil_vectors(told, lie)
         data = json.dumps(told).encode()
         return Response(data[: len(data) // 2] if lie == "garbage" else data)
@@ -164,9 +172,13 @@ def spoil_vectors(told: dict[str, Any], lie: str) -> None:
 async def lying_server(real: str) -> AsyncIterator[LyingServer]:
     """One that listens; ended with the block."""
     server = LyingServer(real)
-    stopped = asyncio.Event()
-    running = asyncio.create_task(web.serve(server.app, server.address, stopped))
+    stopped, listening = asyncio.Event(), asyncio.Event()
+    running = asyncio.create_task(
+        web.serve(server.app, server.address, stopped, listening=listening)
+    )
     try:
+        async with asyncio.timeout(60):
+            await listening.wait()
         yield server
     finally:
         stopped.set()

@@ -200,10 +200,14 @@ class Service:
         await server.start()
         reading = asyncio.create_task(books.publish_for_ever(), name="readings")
         requests.admit(self._shelf)
-        draining, closing = asyncio.Event(), asyncio.Event()
+        draining, closing, listening = asyncio.Event(), asyncio.Event(), asyncio.Event()
         http = asyncio.create_task(
-            self._serve_http(requests, keys, draining, closing), name="http door"
+            self._serve_http(requests, keys, draining, closing, listening), name="http door"
         )
+        # Readiness is of both doors.
+        opening = asyncio.create_task(listening.wait(), name="http door opens")
+        await asyncio.wait((http, opening), return_when=asyncio.FIRST_COMPLETED)
+        opening.cancel()
         await server.set_ready(True)
         log.info("ready", models=list(self._shelf.all()))
         parts = [reading, http]
@@ -239,12 +243,14 @@ class Service:
         keys: Keys,
         draining: asyncio.Event,
         closing: asyncio.Event,
+        listening: asyncio.Event,
     ) -> None:
         """The HTTP door and the batches sent through it, which begin nothing more from
-        `draining` on, until `closing`; without an address there is none.
+        `draining` on, until `closing`; without an address there is none. `listening`: it is open.
         """
         settings = self._settings
         if not settings.http_address:
+            listening.set()
             await closing.wait()
             return
         guard = Guard(keys)
@@ -259,7 +265,7 @@ class Service:
         batch_routes = BatchRoutes(store, runner, guard, self._clock).routes
         door = HttpDoor(requests, guard, self._shelf, bodies, self._clock, batch_routes)
         serving = asyncio.create_task(
-            web.serve(door.app, settings.http_address, closing, overloaded)
+            web.serve(door.app, settings.http_address, closing, overloaded, listening)
         )
         try:
             runner.resume()

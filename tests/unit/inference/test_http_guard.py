@@ -27,15 +27,13 @@ async def test_who_comes_beyond_the_bound_is_told_to_come_again(
         await send({"type": "http.response.start", "status": 204, "headers": []})
         await send({"type": "http.response.body", "body": b""})
 
-    stopped = asyncio.Event()
-    serving = asyncio.create_task(web.serve(app, f"127.0.0.1:{port}", stopped, overloaded))
-    idle: list[asyncio.StreamWriter] = []
-    async with asyncio.timeout(60), httpx.AsyncClient() as client:
-        while len(idle) < 3:
-            try:
-                idle.append((await asyncio.open_connection("127.0.0.1", port))[1])
-            except OSError:
-                await asyncio.sleep(0.01)
+    stopped, listening = asyncio.Event(), asyncio.Event()
+    serving = asyncio.create_task(
+        web.serve(app, f"127.0.0.1:{port}", stopped, overloaded, listening)
+    )
+    async with asyncio.timeout(60), httpx.AsyncClient(timeout=60) as client:
+        await listening.wait()
+        idle = [(await asyncio.open_connection("127.0.0.1", port))[1] for _ in range(3)]
         answer = await client.get(f"http://127.0.0.1:{port}/")
         assert answer.status_code == 503
         assert answer.json()["error"]["code"] == "too_many_connections"

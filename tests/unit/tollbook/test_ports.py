@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import secrets
 import socket
 import threading
 
 import pytest
+from tests.integration import free_port
 
 from tollbook.stack import ports
 from tollbook.stack.errors import Unusable
@@ -69,3 +71,12 @@ def test_no_free_block_says_where_to_look(monkeypatch: pytest.MonkeyPatch) -> No
     wanted = f"no block of 32 free ports between {base} and {base + 32}"
     with claim, pytest.raises(Unusable, match=wanted):
         ports.claim("two")
+
+
+def test_a_tests_port_is_given_once_on_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    first, second = free_port.free_port(), free_port.free_port()
+    drawn = iter(port - free_port._FIRST for port in (first, second))
+    monkeypatch.setattr(secrets, "randbelow", lambda _: next(drawn))
+    # Whoever draws a port that is given, be it in another process, goes on to the next.
+    free_port._claims.pop().close()
+    assert free_port.free_port() == second

@@ -55,7 +55,7 @@ def main() -> None:
         request_id=f"cancel-{uuid.uuid4().hex}",
         model="tiny",
         tokens=inference_pb2.TokenPrompt(token_ids=range(20, 60)),
-        sampling=inference_pb2.SamplingParams(max_tokens=1_500, ignore_eos=True, seed=7),
+        sampling=inference_pb2.SamplingParams(max_tokens=3_000, ignore_eos=True, seed=7),
     )
     with grpc.insecure_channel(os.environ["TOLLBOOK_INFERENCE_ADDRESS"]) as channel:
         stub = inference_pb2_grpc.InferenceServiceStub(channel)

@@ -44,7 +44,7 @@ def situations(home: Path, *server: str) -> dict[str, Any]:
     """What the probe saw, by situation."""
     process = start_probe("situations", home, *server)
     found = {line["situation"]: line["result"] for line in lines_of(process)}
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0
     return found
 
 
@@ -124,12 +124,12 @@ class Conformance:
             assert result["residual"] == 0
             assert result["finish"] == [usage.FINISH_REASON_ABORT]
             assert result["ended"]
-            assert result["output"] < 2000
+            assert result["output"] < result["most"]
         choices = seen["abort_choices"]
         assert usage.FINISH_REASON_ABORT in choices["finish"]
         for finish, ids in zip(choices["finish"], choices["ids"], strict=True):
             # On a busy machine one may be whole before its siblings are under way.
-            assert finish == usage.FINISH_REASON_ABORT or len(ids) == 2000
+            assert finish == usage.FINISH_REASON_ABORT or len(ids) == choices["most"]
 
     def test_a_slow_reader_loses_nothing(self, seen: dict[str, Any]) -> None:
         assert seen["slow_reader"]["output"] == 400

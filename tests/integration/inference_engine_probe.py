@@ -28,6 +28,8 @@ from tollbook.inference.v1 import inference_pb2 as inference
 
 # Room for the widest situation that is to run at once, and too little for `preempted`.
 CACHE_BLOCKS = 384
+# Of what is aborted: as long as the context lets it be, so that it is not over by then.
+LEFT = 3_900
 LONG = "tell me about the toll road and the bridge " * 20
 
 
@@ -53,6 +55,7 @@ class Probe:
             )
         )
         self.attempts = 0
+        self.asked = 0
         self.counted = 0
         self.flowing = asyncio.Event()
 
@@ -77,17 +80,21 @@ class Probe:
         )
 
     async def run(
-        self, job: port.Job, abort_after: int = -1, pause_s: float = 0.0
+        self, job: port.Job, abort_after: int = -1, pause_s: float = 0.0, joined: bool = False
     ) -> dict[str, Any]:
+        """Read it; abort it after so many outputs, when `joined` not before the engine was so far
+        ahead of the reader that one came with several tokens. The pause after an output grows.
+        """
         ids: list[list[int]] = [[] for _ in range(job.choices)]
         text = [""] * job.choices
         cached: dict[int, int] = {}
         finish = [0] * job.choices
         surplus = disputed = events_seen = 0
-        ended = False
+        ended = aborted = False
         async for event in self.engine.generate(job):
             match event:
                 case port.Admitted():
+                    self.asked += 1
                     if abort_after == 0:
                         await self.engine.abort(job.engine_request_id)
                 case port.Tokens():
@@ -97,10 +104,13 @@ class Probe:
                     if event.cached_tokens != port.UNKNOWN:
                         cached.setdefault(event.choice, event.cached_tokens)
                     events_seen += 1
-                    if events_seen == abort_after:
+                    ahead = not joined or sum(map(len, ids)) > events_seen
+                    if 0 < abort_after <= events_seen and ahead and not aborted:
+                        aborted = True
                         await self.engine.abort(job.engine_request_id)
                     elif pause_s:
-                        await asyncio.sleep(pause_s)
+                        # A slow reader is one that waits between reads.
+                        await asyncio.sleep(pause_s * (events_seen if joined else 1))
                 case port.Finished():
                     finish[event.choice] = event.finish_reason
                     surplus += event.surplus_tokens
@@ -112,6 +122,7 @@ class Probe:
         return {
             "prompt": len(job.prompt.token_ids),
             "output": output,
+            "most": job.max_tokens,
             "surplus": surplus,
             "disputed": disputed,
             "cached": [cached.get(choice, 0) for choice in range(job.choices)],
@@ -123,7 +134,7 @@ class Probe:
 
     async def residual(self) -> int:
         """Counter beyond what was handed out, once it stands still (it may lag a turn)."""
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 60
         while time.monotonic() < deadline:
             if self.engine.counters().generation_tokens == self.counted:
                 break
@@ -144,7 +155,8 @@ class Probe:
         await engine.add_adapter("tiny-support", str(self.home / "adapters" / "tiny-support"))
 
         async def case(text: str = "hello", **options: Any) -> dict[str, Any]:
-            limits = {key: options.pop(key) for key in ("abort_after", "pause_s") if key in options}
+            names = ("abort_after", "pause_s", "joined")
+            limits = {key: options.pop(key) for key in names if key in options}
             result = await self.run(await self.job(text, **options), **limits)
             result["residual"] = await self.residual()
             return result
@@ -163,16 +175,16 @@ class Probe:
         yield "to_the_context", await case("word " * 700, ignore_eos=True, max_tokens=200)
         yield (
             "aborts",
-            [await case(max_tokens=2000, ignore_eos=True, abort_after=at) for at in range(20)],
+            [await case(max_tokens=LEFT, ignore_eos=True, abort_after=at) for at in range(20)],
         )
         yield (
             "abort_choices",
-            await case(max_tokens=2000, ignore_eos=True, choices=3, abort_after=9),
+            await case(max_tokens=LEFT, ignore_eos=True, choices=3, abort_after=9),
         )
         yield "slow_reader", await case(max_tokens=400, ignore_eos=True, pause_s=0.01)
         yield (
             "slow_abort",
-            await case(max_tokens=3000, ignore_eos=True, pause_s=0.05, abort_after=5),
+            await case(max_tokens=LEFT, ignore_eos=True, pause_s=0.05, abort_after=5, joined=True),
         )
         natural = [await case(f"end {seed}", max_tokens=400, seed=seed) for seed in range(12)]
         yield "end_of_text", [result for result in natural if result["finish"] == [1]]
@@ -227,7 +239,7 @@ class Probe:
             await self.job(f"{i} " + "toll " * 500, max_tokens=100, ignore_eos=True, temperature=0)
             for i in range(24)
         ]
-        preempted = await asyncio.gather(*map(self.run, squeezed))
+        preempted = await self._all_at_once(squeezed)
         yield (
             "preempted",
             {
@@ -248,6 +260,22 @@ class Probe:
                 del engine._defaults[name]
         yield "core_killed", await self._kill_core()
 
+    async def _all_at_once(self, jobs: list[port.Job]) -> list[dict[str, Any]]:
+        """Answers of jobs that the core finds all there: some would be over before others came."""
+        if self.server is not None:
+            return await asyncio.gather(*map(self.run, jobs))
+        (core,) = psutil.Process().children()
+        before = self.asked
+        core.send_signal(signal.SIGSTOP)
+        running = [asyncio.create_task(self.run(job)) for job in jobs]
+        try:
+            async with asyncio.timeout(60):
+                while self.asked < before + len(jobs):  # noqa: ASYNC110
+                    await asyncio.sleep(0.01)
+        finally:
+            core.send_signal(signal.SIGCONT)
+        return await asyncio.gather(*running)
+
     async def _kill_core(self) -> dict[str, Any]:
         async def victim() -> str:
             # On a busy machine an answer may be whole before it is read: then another.
@@ -263,10 +291,10 @@ class Probe:
         if self.server is None:
             (core,) = psutil.Process().children()
             core.send_signal(signal.SIGKILL)
-            await asyncio.wait_for(self.engine.wait_lost(), 30)
+            await asyncio.wait_for(self.engine.wait_lost(), 60)
         else:
             psutil.Process(self.server[1]).send_signal(signal.SIGKILL)
-        results = await asyncio.wait_for(asyncio.gather(*running), 30)
+        results = await asyncio.wait_for(asyncio.gather(*running), 60)
         try:
             await self.run(await self.job("after"))
             after = "taken"
@@ -294,7 +322,7 @@ async def _drafting(probe: Probe) -> dict[str, Any]:
     ]
     jobs.append(await probe.job(LONG, max_tokens=101, ignore_eos=True, temperature=0, choices=2))
     jobs.append(await probe.job(LONG, max_tokens=200, temperature=0, stop=["e"]))
-    left = await probe.job(LONG, max_tokens=2_000, ignore_eos=True, temperature=0, salt="left")
+    left = await probe.job(LONG, max_tokens=3_500, ignore_eos=True, temperature=0, salt="left")
     results = await asyncio.gather(*map(probe.run, jobs), probe.run(left, abort_after=20))
     counters = probe.engine.counters()
     return {

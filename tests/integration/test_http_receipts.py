@@ -34,7 +34,7 @@ async def ask(client: AsyncOpenAI, name: str, number: int) -> CompletionUsage | 
         "extra_headers": {"Idempotency-Key": name},
     }
     if number % 5 == 0:
-        options |= {"max_tokens": 1_000, "extra_body": {"ignore_eos": True}}
+        options |= {"max_tokens": 3_000, "extra_body": {"ignore_eos": True}}
         stream = await client.chat.completions.create(stream=True, **options)
         async for _ in stream:
             break

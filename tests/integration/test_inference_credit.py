@@ -49,7 +49,7 @@ class House:
         return int(found)
 
     async def until_held(self, amount_pico: int) -> None:
-        async with asyncio.timeout(10):
+        async with asyncio.timeout(60):
             while await self.held() != amount_pico:  # noqa: ASYNC110
                 await asyncio.sleep(0.02)
 

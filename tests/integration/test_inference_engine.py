@@ -53,7 +53,7 @@ def check_drafting(seen: dict[str, Any]) -> None:
     """Accepted guesses are output, each once; rejected ones are in no count at all."""
     assert seen["residual"] == 0
     assert seen["exact"] == [*range(31, 37), 2 * 101]
-    assert 20 <= seen["left"] < 2_000
+    assert 20 <= seen["left"] < 3_500
     assert 0 < seen["accepted"] < seen["drafted"]
     assert seen["accepted"] < seen["output"]
 
@@ -61,7 +61,10 @@ def check_drafting(seen: dict[str, Any]) -> None:
 def _gone(pid: int, within_s: float) -> bool:
     deadline = time.monotonic() + within_s
     while time.monotonic() < deadline:
-        if not psutil.pid_exists(pid) or psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
             return True
         time.sleep(0.05)
     return False
@@ -80,12 +83,12 @@ def test_guesses_ahead_count_when_they_are_right_and_the_core_dies_with_its_pare
     (core,) = said["core"]
     assert psutil.pid_exists(core)
     process.kill()
-    process.wait(10)
+    process.wait(60)
     check_drafting(drafting["drafting"])
-    assert _gone(core, 10)
+    assert _gone(core, 60)
 
 
 def test_a_stop_leaves_no_process_also_when_the_core_does_not_answer(home: Path) -> None:
     process = start_probe("stop", home)
     assert lines_of(process) == [{"left": 0}]
-    assert process.wait(60) == 0
+    assert process.wait(120) == 0

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import json
 import os
+import stat
 import struct
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ from openai import AsyncOpenAI
 from openai.types import CompletionUsage
 from tests.integration import node_openai
 from tests.integration.inference_service import (
+    WAIT_S,
     KeyServer,
     Place,
     Service,
@@ -43,6 +46,7 @@ from tests.integration.inference_service import (
 
 from inference import tinymodel
 from kernel import grpcs
+from kernel.clock import SystemClock
 from kernel.placement import partition_of, usage_log
 from tollbook.inference.v1 import inference_pb2 as inference
 from tollbook.stack import HOUSE_ACCOUNT, Stack
@@ -86,6 +90,42 @@ async def code_of(call: Awaitable[object]) -> grpc.StatusCode:
     except grpc.aio.AioRpcError as error:
         return error.code()
     return grpc.StatusCode.OK
+
+
+# What a caller of a long answer waits for it; again when the machine was too slow to begin.
+SHORT_S = (0.5, 2.0, 2.0, 4.0, 8.0)
+
+
+async def cut_short(
+    service: Service,
+    key: tuple[str, str],
+    ask: Callable[[str, float], Awaitable[bool]],
+    begun_within_us: int = 10**9,
+) -> usage.UsageEvent:
+    """The event of a request whose caller's time was over while the engine was at it.
+
+    `ask` is given an id and that time in seconds, asks for a long answer, and gives whether it was
+    cut off. A try that a busy machine did not begin in time is followed by one with more time under
+    another id; what is counted is of all of them.
+    """
+    account, name = key
+    before = await service.engine()
+    tried: list[str] = []
+    for timeout_s in SHORT_S:
+        tried.append(f"{name}-{len(tried)}")
+        asked_us = SystemClock().now_us()
+        was_cut = await ask(tried[-1], timeout_s)
+        await service.drained()
+        events = events_of(await topic(service.place.kafka))
+        event = events.get((account, tried[-1]))
+        if not was_cut or event is None:
+            continue
+        if event.event_time.ToMicroseconds() - asked_us > begun_within_us:
+            continue
+        counted = [events[account, one] for one in tried if (account, one) in events]
+        assert sum(map(output_of, counted)) == await taken(service, before)
+        return event
+    raise AssertionError(f"of {tried} none was begun and then cut off")
 
 
 def digest_of(ids: list[int]) -> bytes:
@@ -384,21 +424,21 @@ async def test_a_cancelled_stream_counts_what_the_engine_generated(
     assert output_of(event) - undelivered_of(event) >= asked_on
 
 
-async def test_a_deadline_is_told_from_a_cancellation(service: Service, kafka: str) -> None:
-    before = await service.engine()
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        await service.once(
-            chat("Tell me more", "late-1", max_tokens=3_900, ignore_eos=True), timeout=0.5
-        )
-    assert caught.value.code() == grpc.StatusCode.DEADLINE_EXCEEDED
-    generated = await taken(service, before)
-    event = events_of(await eventually_in_topic(kafka, {("acct-0", "late-1")}))[
-        ("acct-0", "late-1")
-    ]
+async def test_a_deadline_is_told_from_a_cancellation(service: Service) -> None:
+    async def ask(name: str, timeout_s: float) -> bool:
+        spec = chat("Tell me more", name, max_tokens=3_900, ignore_eos=True)
+        code = await code_of(service.once(spec, timeout=timeout_s))
+        assert code in (grpc.StatusCode.OK, grpc.StatusCode.DEADLINE_EXCEEDED)
+        return code is grpc.StatusCode.DEADLINE_EXCEEDED
+
+    # Its key is known by then.
+    await service.once(chat("hello", max_tokens=1))
+    # By the service's clock the deadline is later by what the request took to come in. When that is
+    # more than it allows for, the caller's leaving is all that it can see.
+    event = await cut_short(service, ("acct-0", "late"), ask, begun_within_us=20_000)
     assert event.outcome == usage.OUTCOME_DEADLINE
-    assert output_of(event) == generated
     # One answer at the end, and there was none: nothing was delivered.
-    assert undelivered_of(event) == generated
+    assert undelivered_of(event) == output_of(event)
 
 
 async def test_a_slow_reader_gets_everything_in_fewer_pieces(service: Service) -> None:
@@ -406,11 +446,11 @@ async def test_a_slow_reader_gets_everything_in_fewer_pieces(service: Service) -
     before = await service.engine()
     choices, each = 8, 1_000
     call = service.stream(
-        chat("Slowly", "slow-1", max_tokens=each, n=choices, ignore_eos=True), timeout=120
+        chat("Slowly", "slow-1", max_tokens=each, n=choices, ignore_eos=True), timeout=300
     )
     messages = aiter(call)
     assert (await anext(messages)).HasField("started")
-    deadline = time.monotonic() + 60
+    deadline = time.monotonic() + WAIT_S
     while True:
         state = await service.conservation()
         assert state.engines[-1].residual_tokens == 0
@@ -490,7 +530,7 @@ async def test_without_pricing_known_keys_go_on_and_others_wait(
         assert retry.retry_delay.ToMilliseconds() > 0
     finally:
         await keys.start()
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + WAIT_S
     while True:
         code = await code_of(service.once(chat("hello", max_tokens=1), "acct-10"))
         if code == grpc.StatusCode.OK:
@@ -516,14 +556,13 @@ async def test_the_broker_away_fails_no_request_and_loses_no_record(
     found = events_of(received)
     for answer in answers:
         assert output_of(found[("acct-7", answer.request_id)]) == answer.usage.output_tokens
-    deadline = time.monotonic() + 30
-    while (await service.conservation()).spool_backlog:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
+    await service.drained()
 
 
 async def test_a_mixed_crowd_leaves_no_residual(service: Service, kafka: str) -> None:
     """Streams and not, choices, stops, aborts and deadlines at once: the sums agree."""
+    # What came before is in the topic, all of it.
+    await service.drained()
     before = await service.engine()
     before_topic = len(events_of(await topic(kafka)))
 
@@ -554,10 +593,7 @@ async def test_a_mixed_crowd_leaves_no_residual(service: Service, kafka: str) ->
 
     await asyncio.gather(*(one(number) for number in range(300)), return_exceptions=False)
     generated = await taken(service, before)
-    deadline = time.monotonic() + 30
-    while (await service.conservation()).spool_backlog:
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.1)
+    await service.drained()
     events = events_of(await topic(kafka))
     mixed = [event for (_, name), event in events.items() if name.startswith("mix-")]
     assert sum(output_of(event) for event in mixed) == generated
@@ -655,8 +691,14 @@ async def test_a_model_that_generates_says_that_it_cannot_embed(service: Service
 
 async def test_the_spool_is_the_owners_alone(service: Service) -> None:
     folder = Path(service.place.folder) / "spool"
-    modes = {path: path.stat().st_mode & 0o777 for path in sorted(folder.rglob("*"))}
-    assert all(mode == (0o700 if path.is_dir() else 0o600) for path, mode in modes.items()), modes
+    modes: dict[Path, int] = {}
+    for path in sorted(folder.rglob("*")):
+        # The service is at work: what it is making gets another name meanwhile.
+        with contextlib.suppress(FileNotFoundError):
+            modes[path] = path.stat().st_mode
+    assert all(
+        stat.S_IMODE(mode) == (0o700 if stat.S_ISDIR(mode) else 0o600) for mode in modes.values()
+    ), modes
     assert any("adapters" in path.parts for path in modes)
 
 
@@ -908,24 +950,26 @@ async def test_http_a_model_may_call_or_not_and_its_parser_reads_it(service: Ser
     assert "".join(c.choices[0].delta.content or "" for c in chunks if c.choices) == text
 
 
-async def test_http_a_caller_that_gives_up_is_counted(service: Service, kafka: str) -> None:
-    before = await service.engine()
+async def test_http_a_caller_that_gives_up_is_counted(service: Service) -> None:
     async with openai_client(service, "acct-12") as client:
-        with pytest.raises(openai.APITimeoutError):
-            await client.chat.completions.create(
-                model="tiny",
-                messages=[{"role": "user", "content": "Everything"}],
-                max_tokens=3_900,
-                extra_body={"ignore_eos": True},
-                extra_headers={"Idempotency-Key": "http-late"},
-                timeout=0.7,
-            )
-    generated = await taken(service, before)
-    event = events_of(await eventually_in_topic(kafka, {("acct-12", "http-late")}))[
-        ("acct-12", "http-late")
-    ]
+
+        async def ask(name: str, timeout_s: float) -> bool:
+            try:
+                await client.chat.completions.create(
+                    model="tiny",
+                    messages=[{"role": "user", "content": "Everything"}],
+                    max_tokens=3_900,
+                    extra_body={"ignore_eos": True},
+                    extra_headers={"Idempotency-Key": name},
+                    timeout=timeout_s,
+                )
+            except openai.APITimeoutError:
+                return True
+            return False
+
+        event = await cut_short(service, ("acct-12", "http-late"), ask)
     assert event.outcome == usage.OUTCOME_CLIENT_ABORT
-    assert output_of(event) == undelivered_of(event) == generated
+    assert output_of(event) == undelivered_of(event)
 
 
 @pytest.mark.parametrize(
@@ -985,7 +1029,7 @@ async def test_http_a_bad_request_costs_nothing_and_says_why(
     ],
 )
 async def test_http_every_route_needs_a_key(service: Service, method: str, path: str) -> None:
-    async with httpx.AsyncClient(base_url=f"http://{service.place.http}/v1") as client:
+    async with httpx.AsyncClient(base_url=f"http://{service.place.http}/v1", timeout=60) as client:
         for headers in ({}, {"authorization": "Bearer nobody"}):
             answer = await client.request(method, path, headers=headers)
             assert answer.status_code == 401
@@ -1045,7 +1089,7 @@ async def test_http_a_batch_by_the_official_client(service: Service, kafka: str)
             completion_window="24h",
             metadata={"night": "1"},
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + WAIT_S
         while (done := await client.batches.retrieve(batch.id)).status != "completed":
             assert done.status in ("validating", "in_progress", "finalizing"), done
             assert time.monotonic() < deadline
@@ -1106,7 +1150,7 @@ async def test_http_a_bad_batch_file_runs_nothing_and_says_where(
         batch = await client.batches.create(
             input_file_id=file.id, endpoint="/v1/chat/completions", completion_window="24h"
         )
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + WAIT_S
         while (done := await client.batches.retrieve(batch.id)).status != "failed":
             assert time.monotonic() < deadline, done
             await asyncio.sleep(0.02)
@@ -1150,7 +1194,7 @@ async def test_http_nobody_reads_anothers_batch_and_bad_requests_say_why(
 
 
 async def test_http_a_body_has_a_bound(service: Service) -> None:
-    async with httpx.AsyncClient(base_url=f"http://{service.place.http}/v1") as client:
+    async with httpx.AsyncClient(base_url=f"http://{service.place.http}/v1", timeout=60) as client:
         answer = await client.post(
             "/chat/completions",
             headers={"authorization": f"Bearer {secret_of('acct-0')}"},

@@ -313,7 +313,7 @@ async def test_a_server_that_was_started_again_is_given_its_adapters_again(
         await engine.add_adapter(name, str(home / "adapters" / name))
         before = await run()
         assert len(before) == 12
-        async with httpx.AsyncClient(base_url=server.url, trust_env=False) as behind:
+        async with httpx.AsyncClient(base_url=server.url, trust_env=False, timeout=60) as behind:
             for _ in range(2):
                 gone = await behind.post("/v1/unload_lora_adapter", json={"lora_name": name})
                 assert gone.status_code == 200

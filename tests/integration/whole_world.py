@@ -195,13 +195,15 @@ class WholeWorld(World):
         metadata = self.bearer(asked.account_id)
         if asked.once:
             answer = await self.inference.GenerateOnce(
-                inference_pb2.GenerateOnceRequest(spec=asked.spec), metadata=metadata, timeout=60
+                inference_pb2.GenerateOnceRequest(spec=asked.spec),
+                metadata=metadata,
+                timeout=PATIENCE_S,
             )
             asked.replayed = answer.replayed
             self._enter(asked, answer.usage, list(answer.choices[0].token_ids))
             return asked.summary
         call = self.inference.Generate(
-            inference_pb2.GenerateRequest(spec=asked.spec), metadata=metadata, timeout=60
+            inference_pb2.GenerateRequest(spec=asked.spec), metadata=metadata, timeout=PATIENCE_S
         )
         ids: list[int] = []
         summary: inference_pb2.UsageSummary | None = None

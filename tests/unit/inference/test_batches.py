@@ -482,9 +482,15 @@ async def test_a_line_that_died_with_the_process_is_run_again_and_paid_once(
         folder = tmp_path.with_name("crashed")
     else:
         folder = tmp_path
-    for running in (await arrived(4))[2:]:
-        asyncio.get_running_loop().call_later(0.1, made.made.engine.finish, running)
+    engine = made.made.engine
+
+    async def finish_when_aborted(running: Running) -> None:
+        await running.aborted.wait()
+        engine.finish(running)
+
+    ends = [asyncio.create_task(finish_when_aborted(running)) for running in (await arrived(4))[2:]]
     await made.stop()
+    await asyncio.gather(*ends)
 
     async with house(folder) as again:
         if how == "killed":

@@ -298,7 +298,7 @@ async def test_who_leaves_the_queue_is_out_of_it_at_once(tmp_path: Path) -> None
     answer = asyncio.create_task(waiting.whole())
     await asyncio.sleep(0)
     waiting.leave(End.CALLER_LEFT)
-    assert await reason_of(asyncio.wait_for(answer, 5)) == "STOPPED"
+    assert await reason_of(asyncio.wait_for(answer, 60)) == "STOPPED"
     made.engine.give(0, VECTORS)
     made.engine.vectors.put_nowait(None)
     await first

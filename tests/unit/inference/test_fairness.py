@@ -216,7 +216,7 @@ async def test_no_account_fills_the_house(tmp_path: Path) -> None:
 async def test_what_yields_waits_while_anybody_else_does() -> None:
     gate = Gate(8)
     line = gate.ask("batch", 1, 10, yields=True)
-    await asyncio.wait_for(gate.turn(line), 5)
+    await asyncio.wait_for(gate.turn(line), 60)
     # Of eight places seven are an account's; one wants two and has to wait for them.
     others = [gate.ask("a", 1, 10) for _ in range(6)]
     large = gate.ask("b", 2, 10)
@@ -226,11 +226,11 @@ async def test_what_yields_waits_while_anybody_else_does() -> None:
     await asyncio.sleep(0)
     assert not turn.done()
     gate.leave(line)
-    await asyncio.wait_for(turn, 5)
+    await asyncio.wait_for(turn, 60)
     # A place is free again, and nobody else waits: but not before.
     assert not waiting.done()
     gate.leave(others[0])
-    await asyncio.wait_for(waiting, 5)
+    await asyncio.wait_for(waiting, 60)
     assert gate.waiting == 0
 
 

@@ -104,7 +104,7 @@ async def test_a_plain_request_is_settled_before_its_end_is_told(tmp_path: Path)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while not condition():  # noqa: ASYNC110
             await asyncio.sleep(0)
 

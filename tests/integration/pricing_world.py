@@ -45,7 +45,8 @@ PARTS: Final = (
     "pricing-server",
     "pricing-projector",
 )
-TIMEOUT_S: Final = 60.0
+TIMEOUT_S: Final = 120.0
+"""Longer than anything takes on a machine that is busy: what is waited for ends a wait."""
 T0_US: Final = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
 PICO: Final = 10**12
 
@@ -298,16 +299,18 @@ class World:
 
     async def sizes(self) -> dict[str, int]:
         """Size of every log now."""
-        listed = await again(lambda: self.ledger.ListLogs(ledger_pb2.ListLogsRequest(), timeout=5))
-        return {state.log: state.size for state in listed.logs}
+        return {state.log: state.size for state in (await self._logs()).logs}
+
+    async def _logs(self) -> ledger_pb2.ListLogsResponse:
+        return await again(
+            lambda: self.ledger.ListLogs(ledger_pb2.ListLogsRequest(), timeout=TIMEOUT_S)
+        )
 
     async def recorded(self) -> list[pricing_pb2.LogPosition]:
         """Wait until all that was sent is in the logs; their sizes then."""
         deadline = time.monotonic() + TIMEOUT_S
         while True:
-            listed = await again(
-                lambda: self.ledger.ListLogs(ledger_pb2.ListLogsRequest(), timeout=5)
-            )
+            listed = await self._logs()
             states = {state.log: state for state in listed.logs}
             if all(
                 usage_log(partition) in states and states[usage_log(partition)].next_offset >= end
@@ -327,14 +330,14 @@ class World:
         request = pricing_pb2.GetBalanceRequest(
             account_id=account_id, wait_for=wait_for, wait_for_event_id=event_id
         )
-        return await again(lambda: self.pricing.GetBalance(request, timeout=20))
+        return await again(lambda: self.pricing.GetBalance(request, timeout=TIMEOUT_S))
 
     async def check(self) -> None:
         """Every account of this world is exactly what the reference says, and so is the digest."""
         wait_for = await self.recorded()
         request = pricing_pb2.ListBalancesRequest(wait_for=wait_for)
         listed: pricing_pb2.ListBalancesResponse = await again(
-            lambda: self.pricing.ListBalances(request, timeout=30)
+            lambda: self.pricing.ListBalances(request, timeout=TIMEOUT_S)
         )
         found = {balance.account_id: balance for balance in listed.balances}
         for account_id, expected in self.accounts.items():
@@ -351,7 +354,8 @@ class World:
         async for answer in self._read(CONTROL_LOG, at[CONTROL_LOG]):
             for position, leaf in enumerate(answer.leaves, answer.first_position):
                 entry = await self.ledger.GetEntry(
-                    ledger_pb2.GetEntryRequest(log=CONTROL_LOG, position=position), timeout=5
+                    ledger_pb2.GetEntryRequest(log=CONTROL_LOG, position=position),
+                    timeout=TIMEOUT_S,
                 )
                 assert entry.leaf == leaf
                 replay.apply_control(position, leaf, entry.aside)
@@ -402,12 +406,24 @@ def check_balance(found: pricing_pb2.AccountBalance, expected: Account) -> None:
 
 
 async def again(call: Callable[[], Awaitable[T]], timeout_s: float = TIMEOUT_S) -> T:
-    """Call, and call again while a service is away."""
+    """Call, and call again while a service is away, or waits for one that is.
+
+    A change that is recorded waits for the projector no longer than some seconds, whatever its
+    caller's deadline: one that is just started again may take longer.
+    """
     deadline = time.monotonic() + timeout_s
     while True:
         try:
             return await call()
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.UNAVAILABLE or time.monotonic() > deadline:
+            if not _is_passing(error) or time.monotonic() > deadline:
                 raise
         await asyncio.sleep(0.1)
+
+
+def _is_passing(error: grpc.aio.AioRpcError) -> bool:
+    """Whether the same call may be answered in a moment."""
+    if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+        info = grpcs.details_of(error, error_details_pb2.ErrorInfo)
+        return info is not None and info.reason == "POSITION_NOT_REACHED"
+    return error.code() is grpc.StatusCode.UNAVAILABLE

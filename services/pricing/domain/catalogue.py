@@ -30,7 +30,7 @@ from pricing.domain.card import (
     Multiplier,
 )
 from pricing.domain.dimensions import STANDARD_TIER, Context, LeafKey
-from pricing.domain.moments import Moments, needs_months, windows_at
+from pricing.domain.moments import Moments, windows_at
 from pricing.domain.prices import ONE, Price, most_of_one_pico, percentage_of, price_of
 from pricing.domain.selection import CompiledCard, Windows, holds, is_for
 
@@ -230,10 +230,11 @@ def _line_of(
     card = known.card
     windows: Windows = frozenset()
     period = ""
-    if card.windows or needs_months(card):
+    by_month = known.compiled.by_month
+    if card.windows or by_month:
         local = hours.local_time(card.timezone, asked.at_us)
         windows = windows_at(card.windows, local)
-        period = local.period if needs_months(card) else ""
+        period = local.period if by_month else ""
     line = known.compiled.best_line(key, context, windows)
     if line is None and context.service_tier != STANDARD_TIER:
         standard = context._replace(service_tier=STANDARD_TIER)

@@ -25,6 +25,7 @@ from pricing.domain.dimensions import (
     Context,
     LeafKey,
 )
+from pricing.domain.moments import needs_months
 
 Windows = frozenset[str]
 """Names of the card's time windows that hold an instant."""
@@ -53,9 +54,11 @@ def matches(line: Line, key: LeafKey, context: Context, windows: Windows = froze
 class CompiledCard:
     """A card's lines by unit and model, so that few are asked about a leaf."""
 
-    __slots__ = ("_by_place", "_surcharges")
+    __slots__ = ("_by_place", "_surcharges", "by_month")
 
     def __init__(self, card: Card) -> None:
+        # Kept, for it asks every line, and is asked about each leaf that is new.
+        self.by_month = needs_months(card)
         self._by_place: dict[tuple[str, str | None], list[Line]] = {}
         self._surcharges = tuple(line for line in card.lines if line.surcharge)
         for line in sorted(card.lines, key=attrgetter("specificity"), reverse=True):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from tests.unit.pricing.builders import CARD
+from tests.unit.pricing.builders import CARD, T0_US
 
-from pricing.domain.card import content_hash, read_document
+from pricing.domain.card import Line, content_hash, read_document
 from pricing.domain.card_yaml import parse_card
+from pricing.domain.catalogue import Catalogue, published_card
+from pricing.domain.dimensions import Context, LeafKey
 from pricing.domain.document import DocumentError
 
 
@@ -159,3 +161,18 @@ def test_lines_for_windows_that_never_meet_are_no_rivals() -> None:
     parse_card(text + night)
     late = text.replace("to: 22:00", "to: 22:00:01")
     assert any("equal specificity" in found for found in problems(late + night))
+
+
+def test_a_large_card_is_not_asked_all_its_lines_for_each_new_leaf(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    catalogue = Catalogue([published_card(0, parse_card(CARD), 1, b"")])
+    context = Context("tiny", "tiny", "", "standard", "")
+    key = LeafKey("token", "in", "text", "none", "default", "plain", "")
+    segment = catalogue.segment(T0_US)
+    asked: list[Line] = []
+    # `append` gives None, which is as good as False.
+    monkeypatch.setattr(Line, "is_metered", property(asked.append))
+    again = catalogue.price("", "USD", segment, context._replace(region="eu"), key)
+    assert again is not None
+    assert set(asked) == {again.line}

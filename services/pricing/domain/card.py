@@ -199,6 +199,10 @@ class Card:
             }
         return json.dumps(data, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
+    def is_beside(self, other: Card) -> bool:
+        """Whether both may be asked about one charge: cards of one purpose and one currency."""
+        return self.purpose == other.purpose and self.currency == other.currency
+
     def outcome_rule(self, outcome: str) -> str:
         """Which of a leaf's counts is charged: generated, delivered or none."""
         for word, rule in self.outcomes:

@@ -99,3 +99,16 @@ def overlap(one: TimeWindow, other: TimeWindow) -> bool:
         for a_start, a_end in spans(one)
         for b_start, b_end in spans(other)
     )
+
+
+def next_us(zone_name: str, second_of_week: int, from_us: int) -> int:
+    """The next instant, from one on, at which a zone's clock shows a second of a Monday's week.
+
+    Where a change of clocks skips it: the instant that would have been it. Errors: ValueError.
+    """
+    local = local_time(zone_name, from_us)
+    wait_s = (second_of_week - local.weekday * DAY_S - local.second) % (7 * DAY_S)
+    then_us = from_us + wait_s * 1_000_000
+    # The clock may have been changed in between.
+    moved_s = local_time(zone_name, then_us).utc_offset_s - local.utc_offset_s
+    return max(from_us, then_us - moved_s * 1_000_000)

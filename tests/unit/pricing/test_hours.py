@@ -49,3 +49,20 @@ def test_a_month_is_the_zones_own() -> None:
     assert hours.local_time("Asia/Kathmandu", at("2026-01-31T18:15:00")).period == "2026-02"
     assert hours.local_time("Asia/Kathmandu", at("2026-01-31T18:14:59")).period == "2026-01"
     assert hours.local_time("UTC", at("2026-01-31T23:59:59")).period == "2026-01"
+
+
+@pytest.mark.parametrize(
+    ("zone", "start", "now", "then"),
+    [
+        ("UTC", 4 * hours.DAY_S, "2026-01-01T10:00:00", "2026-01-02T00:00:00"),
+        ("UTC", 4 * hours.DAY_S, "2026-01-02T00:00:00", "2026-01-02T00:00:00"),
+        ("UTC", 4 * hours.DAY_S, "2026-01-02T00:00:01", "2026-01-09T00:00:00"),
+        # Sunday 12:00 in Berlin, over the nights when its clocks change.
+        ("Europe/Berlin", 6 * hours.DAY_S + 43_200, "2026-03-28T23:00:00", "2026-03-29T10:00:00"),
+        ("Europe/Berlin", 6 * hours.DAY_S + 43_200, "2026-10-24T22:00:00", "2026-10-25T11:00:00"),
+    ],
+)
+def test_the_next_time_that_a_clock_shows_a_second_of_the_week(
+    zone: str, start: int, now: str, then: str
+) -> None:
+    assert hours.next_us(zone, start, at(now)) == at(then)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tests.unit.pricing import builders
@@ -298,81 +297,3 @@ def test_a_review_finds_jumps_typos_gaps_and_overlaps() -> None:
     late = base.replace("2026-01-01", "2026-01-03")
     assert "TIME_GAP" in found(late, ended)
     assert "TIME_GAP" not in found(late, base)
-
-
-def tied(draft: str, *others: str) -> list[str]:
-    """Messages of what ties a draft with published cards."""
-    return found(draft, *others).get("AMBIGUOUS", [])
-
-
-def test_cards_tie_that_price_the_same_at_one_time_and_that_nothing_orders() -> None:
-    base = yaml(1, 2).replace("price: ", "per: 1000000, price: ")
-    twin = base.replace("card: c", "card: d")
-    lines = len(parse_card(twin).lines)
-    assert len(tied(twin, base)) == lines
-    # What is told apart: by priority, by who it is for, by when, by what for.
-    assert tied(twin.replace("currency: USD", "currency: USD\npriority: 1"), base) == []
-    assert tied(twin.replace("currency: USD", "currency: USD\naccounts: [acme]"), base) == []
-    assert tied(twin.replace("currency: USD", "currency: USD\npurpose: cost"), base) == []
-    assert tied(twin.replace("currency: USD", "currency: EUR"), base) == []
-    ended = base.replace("lines:", "effective_to: 2026-06-01T00:00:00Z\nlines:")
-    assert tied(twin.replace("2026-01-01", "2026-06-01"), ended) == []
-    assert len(tied(twin.replace("2026-01-01", "2026-05-31"), ended)) == lines
-    # A card that begins while the draft applies ties from then on.
-    assert len(tied(twin, base.replace("2026-01-01", "2026-09-01"))) == lines
-    until = twin.replace("lines:", "effective_to: 2026-09-01T00:00:00Z\nlines:")
-    assert tied(until, base.replace("2026-01-01", "2026-09-01")) == []
-    fee = "card: d\ncurrency: USD\neffective_from: 2026-01-01T00:00:00Z\nlines:\n"
-    fee += "  - {id: own, match: {model: other}, price: 1}\n"
-    fee += f"  - {{id: fee, surcharge: true, match: {{model: {MODELS[0]}}}, percentage: 5}}\n"
-    assert tied(fee, base) == []
-    # A later version of the other that says which goes first says it for both.
-    assert tied(twin, base, base.replace("currency: USD", "currency: USD\npriority: 1")) == []
-
-
-def card_of(name: str, line: str, head: str = "") -> str:
-    return (
-        f"card: {name}\ncurrency: USD\neffective_from: 2026-01-01T00:00:00Z\n{head}"
-        f"lines:\n  - {{id: {name}, {line}, per: 1000000, price: 1}}\n"
-    )
-
-
-@pytest.mark.parametrize(
-    ("wider", "narrower"),
-    [
-        ("direction: in", "model: tiny, direction: in"),
-        ("model: tiny, service_tier: any", "model: tiny, service_tier: batch"),
-    ],
-)
-def test_a_line_for_more_ties_with_one_for_less_whichever_comes_first(
-    wider: str, narrower: str
-) -> None:
-    wide = card_of("wide", f"match: {{{wider}}}")
-    narrow = card_of("narrow", f"match: {{{narrower}}}")
-    assert len(tied(narrow, wide)) == len(tied(wide, narrow)) == 1
-
-
-@pytest.mark.parametrize("name", ["a", "z"])
-def test_a_line_goes_before_a_fallback_and_does_not_tie_with_it(name: str) -> None:
-    base = card_of(name, "match: {model: llama, direction: in}", "fallback: [base_model]\n")
-    tuned = card_of("m", "match: {model: tuned, base_model: llama, direction: in}")
-    assert tied(tuned, base) == tied(base, tuned) == []
-
-
-def test_a_tie_that_a_third_card_hides_for_a_while_is_one_all_the_same() -> None:
-    line = "match: {model: tiny, direction: in}"
-    above = "effective_to: 2027-06-01T00:00:00Z\npriority: 1\n"
-    assert len(tied(card_of("d", line), card_of("c", line), card_of("p", line, above))) == 1
-    for_ever = card_of("p", line, "priority: 1\n")
-    assert tied(card_of("d", line), card_of("c", line), for_ever) == []
-
-
-def test_cards_of_accounts_tie_where_they_share_one() -> None:
-    base = yaml(1, 2).replace("price: ", "per: 1000000, price: ")
-    own = base.replace("currency: USD", "currency: USD\naccounts: [acme, globex]")
-    other = base.replace("card: c", "card: d")
-    shared = other.replace("currency: USD", "currency: USD\naccounts: [birch, globex]")
-    assert all("account 'globex'" in message for message in tied(shared, own))
-    assert tied(shared, own) != []
-    apart = other.replace("currency: USD", "currency: USD\naccounts: [birch]")
-    assert tied(apart, own) == []

@@ -9,19 +9,33 @@ minute, as the service does.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
 
 from audit.balances import Books, Source
 from audit.cuts import CutAt, Pin
 from audit.findings import Finding
 from kernel.placement import CONTROL_LOG
+from pricing.domain import hours
 from pricing.domain.credit import CreditState
-from pricing.domain.credits import Charge, settle
+from pricing.domain.credits import Charge, ends_of, settle, stretch_of
 from pricing.domain.projection import Projection
 from pricing.domain.replay import Replay
-from pricing.domain.state import Effects
+from pricing.domain.state import Effects, Use
 from tollbook.pricing.v1.accounts_pb2 import CreditExpired
 
 Aside = Callable[[bytes], bytes | None]
+
+
+class Pool(NamedTuple):
+    """A meter's month, whose cost is one sum; which minute of it pays how much is not in a log."""
+
+    card_id: str
+    meter: str
+    period: str
+
+
+_Part = tuple[int, str, Pool | None]
+"""(minute, project, whose month decides the charge; None: it is the minute's own)"""
 
 
 class Charged(Replay):
@@ -30,25 +44,54 @@ class Charged(Replay):
     def __init__(self, accounts: frozenset[str]) -> None:
         super().__init__()
         self.projection = Projection(sums_use=True, judges=False)
-        self.metered: set[str] = set()
-        """Accounts that a month's meter charged: which minute pays depends on how one reads."""
         self._accounts = accounts
-        self._pico: dict[str, dict[tuple[int, str], int]] = {}
+        self._pico: dict[str, dict[_Part, int]] = {}
+        self._meters: dict[tuple[str, int, str], tuple[str, str] | None] = {}
 
     def _book(self, log: str, size: int, effects: Effects) -> None:
         super()._book(log, size, effects)
         for use, used in effects.used.items():
-            if used.amount_pico and use.account_id in self._accounts:
+            # What a month charged nothing for here may have been charged for by other steps.
+            if (used.amount_pico or used.charged) and use.account_id in self._accounts:
                 sums = self._pico.setdefault(use.account_id, {})
-                key = use.minute_us, use.project_id
-                sums[key] = sums.get(key, 0) + used.amount_pico
-        self.metered |= {move.key.account_id for move in effects.meter_moves} & self._accounts
+                part = use.minute_us, use.project_id, self._pool(use)
+                sums[part] = sums.get(part, 0) + used.amount_pico
+
+    def _pool(self, use: Use) -> Pool | None:
+        """The meter's month that decides what a use costs; None: its line has no meter."""
+        asked = use.card_id, use.card_version, use.line_id
+        if asked not in self._meters:
+            card = self.projection.version(use.card_id, use.card_version).card
+            line = next(line for line in card.lines if line.line_id == use.line_id)
+            found = line.meter or line.line_id, card.timezone
+            self._meters[asked] = found if line.is_metered else None
+        metered = self._meters[asked]
+        if metered is None:
+            return None
+        meter, zone = metered
+        return Pool(use.card_id, meter, hours.local_time(zone, use.minute_us).period)
+
+    def undecided(self, account_id: str) -> Pool | None:
+        """A meter's month whose cost may fall on one or another stretch or project; None: none.
+
+        A step of reading shares what it changed of a month's cost among its own uses. So the sum
+        of a month is everybody's, and its parts are the reader's. Where all of it is of one project
+        and lies between the same ends of grants, grants are paid from by the sum alone.
+        """
+        ends_us = ends_of(self.projection.control.credit.lots(account_id))
+        places: dict[Pool, tuple[int, str]] = {}
+        for minute_us, project_id, pool in self._pico.get(account_id, {}):
+            if pool is not None:
+                place = stretch_of(ends_us, minute_us), project_id
+                if places.setdefault(pool, place) != place:
+                    return pool
+        return None
 
     def left_pico(self, account_id: str, grant_id: str) -> int:
         """What the account's charges so far left of a grant."""
         charges = [
             Charge(minute_us, project_id, amount_pico)
-            for (minute_us, project_id), amount_pico in self._pico.get(account_id, {}).items()
+            for (minute_us, project_id, _), amount_pico in self._pico.get(account_id, {}).items()
         ]
         lots = self.projection.control.credit.lots(account_id)
         return settle(lots, charges).left[grant_id]
@@ -87,10 +130,13 @@ def check(
             findings.append(Finding(CONTROL_LOG, why, position))
             books = None
             continue
-        if made.account_id in charged.metered:
+        pool = charged.undecided(made.account_id)
+        if pool is not None:
             notes.append(
-                f"{_name(made)} is taken as stated, up to the grant: the account has usage whose"
-                " price a month decides, and no minute of it has a price of its own"
+                f"{_name(made)} is taken as stated, up to the grant: what meter {pool.meter!r} of"
+                f" card {pool.card_id!r} charged for {pool.period} is of several projects, or of"
+                " before and after the end of a grant, and how much of it each pays depends on the"
+                " steps in which the service read"
             )
             continue
         findings += _compare(position, made, charged.left_pico(made.account_id, made.grant_id))

@@ -72,13 +72,23 @@ def settle(lots: Sequence[Lot], charges: Iterable[Charge]) -> Outcome:
     return Outcome(left, unpaid_pico)
 
 
+def ends_of(lots: Iterable[Lot]) -> list[int]:
+    """The ends of lots, in order, each once."""
+    return sorted({lot.expires_us for lot in lots})
+
+
+def stretch_of(ends_us: Sequence[int], at_us: int) -> int:
+    """The last end of a lot before an instant, or at it; 0: none. Charges between are one sum."""
+    ended = bisect_right(ends_us, at_us)
+    return ends_us[ended - 1] if ended else 0
+
+
 def _stretches(lots: Iterable[Lot], charges: Iterable[Charge]) -> dict[tuple[int, str], int]:
-    """Sums of charges by the last end of a lot before them (0: none) and project."""
-    ends_us = sorted({lot.expires_us for lot in lots})
+    """Sums of charges by stretch and project."""
+    ends_us = ends_of(lots)
     sums: dict[tuple[int, str], int] = {}
     for charge in charges:
-        ended = bisect_right(ends_us, charge.at_us)
-        key = ends_us[ended - 1] if ended else 0, charge.project_id
+        key = stretch_of(ends_us, charge.at_us), charge.project_id
         sums[key] = sums.get(key, 0) + charge.amount_pico
     return sums
 

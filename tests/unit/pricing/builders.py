@@ -82,10 +82,12 @@ def event(
     undelivered: int = 0,
     outcome: int = usage.OUTCOME_COMPLETE,
     time_us: int = T0_US,
+    project_id: str = "",
 ) -> bytes:
     made = usage.UsageEvent(
         event_id=hashlib.sha256(f"{account_id}/{position}".encode()).hexdigest()[:16],
         account_id=account_id,
+        project_id=project_id,
         served_model=model,
         base_model=base_model,
         outcome=outcome,  # type: ignore[arg-type]

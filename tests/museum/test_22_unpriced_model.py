@@ -6,13 +6,21 @@ it: at the event's own time, to the last unit.
 
 from __future__ import annotations
 
+import functools
 import json
 
 import pytest
+from tests.integration.ledger_world import until
 from tests.integration.pricing_world import World
 from tests.museum.prices import card, charged_pico, digest, postings, receipt
 
 pytestmark = [pytest.mark.museum, pytest.mark.integration]
+
+
+async def alarmed(world: World, model: str) -> bool:
+    """Whether the projector's log, written when the books are, names the model in an error."""
+    *lines, _unfinished = world.stack.log_file("pricing-projector").read_text().split("\n")
+    return any(json.loads(line)["level"] == "error" for line in lines if model in line)
 
 
 async def test_usage_without_a_price_waits_and_is_charged_later(world: World) -> None:
@@ -25,12 +33,7 @@ async def test_usage_without_a_price_waits_and_is_charged_later(world: World) ->
     assert [line.line_id for line in waiting.lines] == ["", ""]
     balance = (await world.balance("m22")).balance
     assert (balance.suspense_entries, balance.charged.amount_pico) == (1, "0")
-    alarms = [
-        json.loads(line)
-        for line in world.stack.log_file("pricing-projector").read_text().splitlines()
-        if "m22-known-2" in line
-    ]
-    assert any(alarm["level"] == "error" for alarm in alarms)
+    await until("an alarm is in the log", functools.partial(alarmed, world, "m22-known-2"))
 
     await world.publish(card("m22-new", "m22-known-2", "3"))
     assert not (await receipt(world, "m22", event_id)).suspense

@@ -30,7 +30,7 @@ from ledger.adapters.store import BrokenLogError, FencedError
 
 log = structlog.get_logger()
 
-_TICK_S: Final = 0.5
+TICK_S: Final = 0.5
 _HALTED_PAUSE_MS: Final = 10_000
 _RENEW_WORKER: Final = (
     "INSERT INTO worker VALUES ($1, now() + $2::bigint * interval '1 millisecond')"
@@ -132,7 +132,7 @@ class Workforce:
                     for first_s, last_s in self._failures.values()
                 )
             )
-            await asyncio.sleep(_TICK_S)
+            await asyncio.sleep(TICK_S)
 
     def _committed(self, log_id: int, name: str) -> None:
         self._failures.pop(log_id, None)
@@ -151,7 +151,7 @@ class Workforce:
         """Until the next tick, a stop, or the end of a writer."""
         waits = [asyncio.ensure_future(stopped.wait())]
         tasks = [task for _, task, _ in self._writers.values()]
-        await asyncio.wait([*waits, *tasks], timeout=_TICK_S, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([*waits, *tasks], timeout=TICK_S, return_when=asyncio.FIRST_COMPLETED)
         waits[0].cancel()
 
     async def _see_partitions(self) -> None:

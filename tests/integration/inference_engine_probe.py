@@ -108,7 +108,7 @@ class Probe:
                     if 0 < abort_after <= events_seen and ahead and not aborted:
                         aborted = True
                         await self.engine.abort(job.engine_request_id)
-                    elif pause_s:
+                    elif pause_s and not aborted:
                         # A slow reader is one that waits between reads.
                         await asyncio.sleep(min(1, pause_s * (events_seen if joined else 1)))
                 case port.Finished():

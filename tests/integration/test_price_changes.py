@@ -327,6 +327,19 @@ async def test_validation_names_places_and_what_is_odd(house: House) -> None:
     assert reason_of(refused.value) == "AMBIGUOUS"
 
 
+async def test_of_tying_cards_approved_at_once_one_comes_into_force(house: House) -> None:
+    names = ("tie-a", "tie-b", "tie-c")
+    for name in names:
+        await propose(house, card(name, "contested", "1"), house.ann)
+    answers = await asyncio.gather(
+        *(approve(house, name, 1, house.ben) for name in names), return_exceptions=True
+    )
+    refusals = [found for found in answers if isinstance(found, grpc.aio.AioRpcError)]
+    assert [reason_of(found) for found in refusals] == ["AMBIGUOUS"] * 2
+    statuses = [(await history(house.world, name))[0][1] for name in names]
+    assert sorted(statuses) == ["ACTIVE", "PROPOSED", "PROPOSED"]
+
+
 async def test_a_preview_comes_to_what_would_be_charged(house: House) -> None:
     world = house.world
     await world.open("pre-a", "pre-b")

@@ -352,6 +352,20 @@ async def test_of_rival_versions_one_is_published(world: World) -> None:
     assert sorted(versions) == list(range(1, len(versions) + 1))
 
 
+async def test_of_tying_cards_published_at_once_one_comes_into_force(world: World) -> None:
+    cards = [CARD.format(card=f"tie-{name}", model="tied") for name in "abc"]
+    results = await asyncio.gather(*map(world.publish, cards), return_exceptions=True)
+    refusals = [result for result in results if isinstance(result, grpc.aio.AioRpcError)]
+    assert [reason_of(result) for result in refusals] == ["AMBIGUOUS"] * 2
+    # Nor is a draft of such a card called sound.
+    check = pricing_pb2.PublishRateCardRequest(
+        yaml=CARD.format(card="tie-d", model="tied"), validate_only=True
+    )
+    await refused(
+        world.control.PublishRateCard(check), grpc.StatusCode.FAILED_PRECONDITION, "AMBIGUOUS"
+    )
+
+
 async def test_a_card_too_large_for_a_leaf_prices_too(world: World, stack: Stack) -> None:
     """Its record stands aside in the ledger; a new projector has to read it there as well."""
     lines = "".join(

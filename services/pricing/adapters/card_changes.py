@@ -7,7 +7,6 @@ names the control size it is true at. What rates the log's usage again
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any, Final
@@ -17,11 +16,11 @@ from kernel.clock import timestamp_of, us_of
 from pricing.adapters import queries
 from pricing.adapters.card_text import card_in
 from pricing.adapters.recorder import Recorder
+from pricing.adapters.untied import Made, put_in_force, refuse_ties
 from pricing.adapters.who import operator_with
 from pricing.domain.card import Card, content_hash
 from pricing.domain.card_diff import Change, diff
 from pricing.domain.card_life import CardLife, Version
-from pricing.domain.card_ties import ties
 from pricing.domain.control import ControlState
 from pricing.domain.operators import APPROVER, AUTHOR
 from pricing.domain.price_list import prices_of
@@ -52,7 +51,7 @@ class CardChanges:
         version = state.cards.versions.get((card.card_id, newest))
         if version is None or version.content_hash != digest or version.is_over:
             newest += 1
-            await self._refuse_ties(state, card)
+            await refuse_ties(self._recorder, card)
             why = await self._recorder.record(
                 f"card:{card.card_id}:{newest}",
                 control_pb2.ControlRecord(
@@ -103,12 +102,12 @@ class CardChanges:
                 )
             if problem := state.cards.approval_problem(made):
                 raise errors.FailedPrecondition(problem, reason="CANNOT_APPROVE")
+            card = version.card
+            if made.HasField("effective_from"):
+                card = replace(card, effective_from_us=us_of(made.effective_from))
             # Another card may have been put in force since it was proposed.
-            await self._refuse_ties(state, version.card, made)
-            why = await self._recorder.record(
-                f"card-approved:{request.card_id}:{request.version}:{state.size}",
-                control_pb2.ControlRecord(rate_card_approved=made),
-                approver.operator_id,
+            why = await put_in_force(
+                self._recorder, card, lambda size: _approval(made, size), approver.operator_id
             )
             if not _is_approved_like(version, made):
                 raise errors.FailedPrecondition(why, reason="NOT_APPLIED")
@@ -118,19 +117,6 @@ class CardChanges:
             card=_ref(version),
             effective_from=timestamp_of(entry.card.effective_from_us),
         )
-
-    async def _refuse_ties(
-        self, state: ControlState, card: Card, made: records.RateCardApproved | None = None
-    ) -> None:
-        """Refuse a card that another ties with. Errors: FailedPrecondition."""
-        if made is not None and made.HasField("effective_from"):
-            card = replace(card, effective_from_us=us_of(made.effective_from))
-        entries, now_us = state.cards.entries(state.size), self._recorder.clock.now_us()
-        # A large card takes a while to look through: not on the loop that answers everybody.
-        found = await asyncio.to_thread(lambda: list(ties(card, entries, now_us)))
-        if found:
-            more = f"; {len(found) - 1} lines more" if len(found) > 1 else ""
-            raise errors.FailedPrecondition(f"{found[0].words}{more}", reason="AMBIGUOUS")
 
     async def RetireRateCard(  # noqa: N802 - the contract's name
         self, request: cards_pb2.RetireRateCardRequest, context: Any
@@ -302,6 +288,13 @@ def _is_approved_like(version: Version, made: records.RateCardApproved) -> bool:
         version.content_hash == made.content_hash
         and version.entries[0].card.effective_from_us == wanted_us
     )
+
+
+def _approval(made: records.RateCardApproved, control_size: int) -> Made:
+    """The record of an approval of what was looked at, at a control size, beside other cards."""
+    made.control_size = control_size
+    key = f"card-approved:{made.card_id}:{made.version}:{control_size}"
+    return key, control_pb2.ControlRecord(rate_card_approved=made)
 
 
 def _ref(version: Version) -> pricing_pb2.CardRef:

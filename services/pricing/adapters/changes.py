@@ -12,16 +12,16 @@ from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
 from kernel import errors
-from kernel.clock import Clock, timestamp_of
+from kernel.clock import Clock
 from kernel.placement import CONTROL_LOG
 from pricing.adapters import queries
 from pricing.adapters.answers import Reader, no_account
-from pricing.adapters.card_text import card_in
+from pricing.adapters.control_view import ControlView
 from pricing.adapters.cuts import write_cut
 from pricing.adapters.ledger_client import Ledger
-from pricing.adapters.recorder import append
+from pricing.adapters.publication import publish
+from pricing.adapters.recorder import Recorder, append
 from pricing.domain import control, credit
-from pricing.domain.card import Card, content_hash
 from tollbook.pricing.v1 import control_pb2, pricing_pb2, pricing_pb2_grpc
 
 _APPLIED_WAIT_S: Final = 10.0
@@ -33,17 +33,16 @@ _KEY_OR_RIVAL: Final = (
     "SELECT * FROM api_key WHERE key_id = $1 OR secret_digest = $2 ORDER BY key_id <> $1 LIMIT 1"
 )
 _GRANT: Final = "SELECT * FROM credit_grant WHERE grant_id = $1"
-_VERSION: Final = "SELECT * FROM rate_card WHERE card_id = $1 AND version = $2"
-_NEWEST_VERSION: Final = "SELECT * FROM rate_card WHERE card_id = $1 ORDER BY version DESC LIMIT 1"
 
 
 class ControlChanges(pricing_pb2_grpc.ControlServiceServicer):
     """Answers ControlService."""
 
-    def __init__(self, reader: Reader, ledger: Ledger, clock: Clock) -> None:
+    def __init__(self, reader: Reader, ledger: Ledger, view: ControlView, clock: Clock) -> None:
         self._reader = reader
         self._ledger = ledger
         self._clock = clock
+        self._recorder = Recorder(reader, ledger, view, clock)
 
     async def CreateAccount(  # noqa: N802 - the contract's name
         self, request: pricing_pb2.CreateAccountRequest, context: Any
@@ -145,37 +144,7 @@ class ControlChanges(pricing_pb2_grpc.ControlServiceServicer):
         self, request: pricing_pb2.PublishRateCardRequest, context: Any
     ) -> pricing_pb2.PublishRateCardResponse:
         """Publish the next version of a card; the same content as the newest is no new version."""
-        card = card_in(request.yaml)
-        digest = content_hash(card.document())
-        row = await self._row(_NEWEST_VERSION, card.card_id)
-        version = row["version"] if row is not None else 0
-        same = row is not None and row["content_hash"] == digest
-        if request.validate_only:
-            return pricing_pb2.PublishRateCardResponse(
-                position=-1,
-                card=pricing_pb2.CardRef(
-                    card_id=card.card_id, version=version + (not same), content_hash=digest
-                ),
-            )
-        if not same:
-            row = await self._once(
-                f"card:{card.card_id}:{version + 1}",
-                _publication(card, version + 1, request),
-                context,
-                lambda: self._row(_VERSION, card.card_id, version + 1),
-            )
-        if row["content_hash"] != digest:
-            raise errors.AlreadyExists(
-                f"version {version + 1} of card {card.card_id!r} was published meanwhile with"
-                " other content; read it, then publish again",
-                reason="CARD_VERSION_EXISTS",
-            )
-        return pricing_pb2.PublishRateCardResponse(
-            position=row["control_position"],
-            card=pricing_pb2.CardRef(
-                card_id=row["card_id"], version=row["version"], content_hash=row["content_hash"]
-            ),
-        )
+        return await publish(self._recorder, request, request.author or _actor(context))
 
     async def CreateCut(  # noqa: N802 - the contract's name
         self, request: pricing_pb2.CreateCutRequest, context: Any
@@ -243,25 +212,6 @@ def refuse(field: str, problem: str | None) -> None:
     """Raise InvalidArgument if there is a problem with a field."""
     if problem is not None:
         raise errors.InvalidArgument.of_field(field, problem)
-
-
-def _publication(
-    card: Card, version: int, request: pricing_pb2.PublishRateCardRequest
-) -> control_pb2.ControlRecord:
-    document = card.document()
-    published = control_pb2.RateCardPublished(
-        card_id=card.card_id,
-        version=version,
-        content_hash=content_hash(document),
-        effective_from=timestamp_of(card.effective_from_us),
-        document=document,
-        author=request.author,
-        approver=request.approver,
-        reason=request.reason,
-    )
-    if card.effective_to_us is not None:
-        published.effective_to.CopyFrom(timestamp_of(card.effective_to_us))
-    return control_pb2.ControlRecord(actor=request.author, rate_card_published=published)
 
 
 def _actor(context: Any) -> str:

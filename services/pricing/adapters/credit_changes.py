@@ -19,6 +19,7 @@ from kernel.clock import Clock
 from pricing.adapters import queries
 from pricing.adapters.answers import PricingAnswers, Reader, no_account
 from pricing.adapters.changes import ControlChanges, refuse
+from pricing.adapters.control_view import ControlView
 from pricing.adapters.hold_ops import Reserving
 from pricing.adapters.holds import HoldDoor
 from pricing.adapters.ledger_client import Ledger
@@ -61,11 +62,12 @@ class CreditChanges(ControlChanges):
         self,
         reader: Reader,
         ledger: Ledger,
+        view: ControlView,
         clock: Clock,
         answers: PricingAnswers,
         door: HoldDoor,
     ) -> None:
-        super().__init__(reader, ledger, clock)
+        super().__init__(reader, ledger, view, clock)
         self._answers = answers
         self._door = door
 

@@ -71,7 +71,7 @@ class PeriodChanges(CreditChanges):
         answers: PricingAnswers,
         door: HoldDoor,
     ) -> None:
-        super().__init__(reader, ledger, clock, answers, door)
+        super().__init__(reader, ledger, view, clock, answers, door)
         self._view = view
 
     async def ClosePeriod(  # noqa: N802 - the contract's name

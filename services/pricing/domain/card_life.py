@@ -26,6 +26,11 @@ APPROVED: Final = "approved"
 PUBLISHED: Final = "published"
 RETIRED: Final = "retired"
 
+_OVERTAKEN: Final = (
+    "another card came into force, or ended, after it was looked at whether one ties with it;"
+    " ask again"
+)
+
 VersionKey = tuple[str, int]
 """(card id, version)"""
 
@@ -126,6 +131,16 @@ class CardLife:
         """How often the catalogue had changed at a control size."""
         return bisect_left(self._positions, control_size)
 
+    def overtaken(self, card: Card, control_size: int) -> bool:
+        """Whether a card that may meet this one came, or ended, from a control size on.
+
+        Then what was seen at that size, that no other card ties with it, may be so no longer.
+        """
+        return any(
+            entry.card.card_id != card.card_id and entry.card.is_beside(card)
+            for entry in self._entries[self.changes(control_size) :]
+        )
+
     def _put(self, version: Version, entry: PublishedCard) -> None:
         version.entries.append(entry)
         self._entries.append(entry)
@@ -143,6 +158,8 @@ class CardLife:
             return f"card {made.card_id[:70]!r}: {error}", []
         if made.version <= self.newest_version(card.card_id):
             return f"card {card.card_id!r}: version {made.version} is not new", []
+        if made.HasField("control_size") and self.overtaken(card, made.control_size):
+            return f"card {card.card_id!r} version {made.version}: {_OVERTAKEN}", []
         version = Version(
             card,
             made.version,
@@ -204,6 +221,8 @@ class CardLife:
                 return f"{name} begins by its document later than it is scheduled"
             if card.effective_to_us is not None and starts_us >= card.effective_to_us:
                 return f"{name} ends by its document before it is scheduled to begin"
+        if made.HasField("control_size") and self.overtaken(version.card, made.control_size):
+            return f"{name}: {_OVERTAKEN}"
         return None
 
     def approve(

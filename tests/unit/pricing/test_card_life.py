@@ -66,22 +66,30 @@ class House:
             )
         )
 
-    def approve(self, version: int, approver: str = "ben", start_us: int | None = None) -> str:
-        known = self.projection.control.cards.versions.get(("c", version))
+    def approve(
+        self,
+        version: int,
+        approver: str = "ben",
+        start_us: int | None = None,
+        card_id: str = "c",
+        control_size: int | None = None,
+    ) -> str:
+        known = self.projection.control.cards.versions.get((card_id, version))
         made = records.RateCardApproved(
-            card_id="c",
+            card_id=card_id,
             version=version,
             content_hash=known.content_hash if known else b"",
             approver=approver,
+            control_size=control_size,
         )
         if start_us is not None:
             made.effective_from.CopyFrom(timestamp_of(start_us))
         return self.write(rate_card_approved=made)
 
-    def retire(self, version: int, to_us: int, by: str = "ben") -> str:
+    def retire(self, version: int, to_us: int, by: str = "ben", card_id: str = "c") -> str:
         return self.write(
             rate_card_retired=records.RateCardRetired(
-                card_id="c", version=version, effective_to=timestamp_of(to_us), retired_by=by
+                card_id=card_id, version=version, effective_to=timestamp_of(to_us), retired_by=by
             )
         )
 
@@ -116,6 +124,55 @@ def test_a_house_with_operators_takes_no_publication_in_one_step() -> None:
     made = builders.published(parse_card(yaml("1")))
     assert "operators" in house.write(rate_card_published=made)
     assert House(operators=False).write(rate_card_published=made) == ""
+
+
+def test_an_approval_is_void_when_another_card_came_after_it_was_looked_at() -> None:
+    """As of two servers that each saw only the other's absence: the log decides, for everybody."""
+    house = House()
+    for name in ("c", "d"):
+        assert house.propose(yaml("1", name), 1) == ""
+    seen = house.size
+    assert house.approve(1, card_id="d", control_size=seen) == ""
+    assert "after it was looked at" in house.approve(1, control_size=seen)
+    assert house.version_at(T0_US) == 1
+    assert [known.card.card_id for known in house.projection.control.entries(house.size)] == ["d"]
+    assert house.approve(1, control_size=house.size) == ""
+
+
+def test_what_cannot_meet_a_card_makes_its_approval_not_void() -> None:
+    house = House()
+    for name, was, becomes in (
+        ("c", "", ""),
+        ("euro", "USD", "EUR"),
+        ("cost", "currency: USD", "currency: USD\npurpose: cost"),
+    ):
+        assert house.propose(yaml("1", name).replace(was, becomes, 1), 1) == ""
+    assert house.propose(yaml("2"), 2) == ""
+    seen = house.size
+    assert house.approve(1, card_id="euro", control_size=seen) == ""
+    assert house.approve(1, card_id="cost", control_size=seen) == ""
+    # Nor does another version of its own.
+    assert house.approve(1, control_size=seen) == ""
+    assert house.approve(2, control_size=seen) == ""
+
+
+def test_an_approval_is_void_when_what_hid_a_tie_was_retired_meanwhile() -> None:
+    house = House()
+    for name in ("c", "above"):
+        assert house.propose(yaml("1", name), 1) == ""
+    assert house.approve(1, card_id="above") == ""
+    seen = house.size
+    assert house.retire(0, T0_US, card_id="above") == ""
+    assert "after it was looked at" in house.approve(1, control_size=seen)
+
+
+def test_a_publication_is_void_when_another_card_came_after_it_was_looked_at() -> None:
+    house = House(operators=False)
+    for control_size, void in ((0, False), (0, True), (1, False), (None, False)):
+        made = builders.published(parse_card(yaml("1", f"c{house.size}")))
+        if control_size is not None:
+            made.control_size = control_size
+        assert bool(house.write(rate_card_published=made)) is void
 
 
 def test_the_first_operator_is_an_admin_and_the_last_admin_stays() -> None:

@@ -37,7 +37,8 @@ from ledger.domain.batch import Batch, LogState, Record, Suspects, plan, scan_re
 from ledger.domain.identities import IdentityIndex
 from ledger.domain.streams import StreamState
 from ledger.domain.tree import TreeBuilder
-from tollbook.checking.verify import Sources, verify
+from tollbook.checking.sources import Sources
+from tollbook.checking.verify import verify
 from tollbook.cli.root import root
 from tollbook.ledger.v1 import ledger_pb2 as pb
 from tollbook.stack import Stack

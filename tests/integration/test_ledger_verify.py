@@ -23,7 +23,9 @@ from kernel.note import VerifierKey
 from kernel.tiles import decode_bundle, encode_bundle
 from ledger.adapters.tile_store import TileStore
 from ledger.domain.tree import TreeBuilder
-from tollbook.checking.verify import Sources, Verdict, verify
+from tollbook.checking.sources import Sources
+from tollbook.checking.verdict import Verdict
+from tollbook.checking.verify import verify
 from tollbook.ledger.v1 import ledger_pb2 as pb
 from tollbook.stack.control import Stack
 

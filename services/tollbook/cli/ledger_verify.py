@@ -15,7 +15,8 @@ from audit.findings import UnusableError
 from audit.keys import read_keys
 from kernel.errors import FailedPrecondition, TollbookError
 from ledger.adapters.tile_store import StoreUnusableError, TileStore
-from tollbook.checking.verify import Sources, Verdict
+from tollbook.checking.sources import Sources
+from tollbook.checking.verdict import Verdict
 from tollbook.checking.verify import verify as check
 from tollbook.stack.control import Stack
 from tollbook.stack.errors import StackError

@@ -6,6 +6,7 @@ The books are checked against what the callers were told, request by request; se
 from __future__ import annotations
 
 import asyncio
+import itertools
 import json
 import os
 import shutil
@@ -51,6 +52,7 @@ ROUNDS = {
     "pricing-projector": 50,
 }
 WAIT_S = 120.0
+LOADS_MOST = 5
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -109,21 +111,41 @@ async def killed_under_load(
     world: WholeWorld, name: str, count: int, kill: Callable[[], Awaitable[None]]
 ) -> list[Asked]:
     """Send `count` requests at once and kill when some have ended and many stream. Gives what was
-    answered in the end.
+    answered in the end. A load that was over when one could have looked is followed by another.
     """
-    sent = many(name, count)
     deadline = time.monotonic() + WAIT_S
-    async with asyncio.TaskGroup() as group:
-        tasks = [group.create_task(world.ask(one)) for one in sent]
-        while (
-            sum(task.done() for task in tasks) < 3
-            or sum(one.streaming for one in sent) < count // 4
-        ):
-            assert time.monotonic() < deadline, "the load never got under way"
-            assert not all(task.done() for task in tasks), "the load was over before the kill"
-            await asyncio.sleep(0.005)
-        await kill()
-    return [task.result() for task in tasks]
+    answered: list[Asked] = []
+    for turn in itertools.count():
+        sent = many(f"{name}-{turn}", count)
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(world.ask(one)) for one in sent]
+            while not (over := all(task.done() for task in tasks)) and (
+                sum(task.done() for task in tasks) < 3
+                or sum(one.streaming for one in sent) < count // 4
+            ):
+                assert time.monotonic() < deadline, "the load never got under way"
+                await asyncio.sleep(0.005)
+            if not over:
+                await kill()
+        answered += [task.result() for task in tasks]
+        if not over:
+            break
+    return answered
+
+
+async def lost_under_load(
+    world: WholeWorld, name: str, count: int, kill: Callable[[], Awaitable[None]]
+) -> tuple[list[Asked], list[Asked]]:
+    """As killed_under_load, until a kill cut off some requests; gives what was answered, and them.
+
+    On a busy machine the engine may be done with all by the time it is killed: then once more.
+    """
+    sent: list[Asked] = []
+    for turn in range(LOADS_MOST):
+        sent += await killed_under_load(world, f"{name}-{turn}", count, kill)
+        if lost := lost_of(world, name):
+            return sent, lost
+    raise AssertionError(f"{LOADS_MOST} kills cut off nothing")
 
 
 def check_completed(sent: Sequence[Asked]) -> None:
@@ -175,10 +197,8 @@ async def test_inference_is_killed_while_requests_stream(world: WholeWorld) -> N
     async def kill() -> None:
         await asyncio.to_thread(stack.kill, "inference")
 
-    sent = await killed_under_load(world, "inference", 100, kill)
+    sent, lost = await lost_under_load(world, "inference", 100, kill)
     check_completed(sent)
-    lost = lost_of(world, "inference")
-    assert lost
     for one in [early, *[one for one in sent if one.completed][:10]]:
         repeat = await world.ask(Asked(one.account_id, one.spec))
         assert repeat.replayed
@@ -193,12 +213,10 @@ async def test_the_engines_core_is_killed_while_requests_stream(world: WholeWorl
         service = stack.process("inference").pid
         [core] = psutil.Process(service).children()
         core.kill()
-        await asyncio.to_thread(psutil.wait_procs, [core], 20)
+        await asyncio.to_thread(psutil.wait_procs, [core], WAIT_S)
 
-    sent = await killed_under_load(world, "core", 50, kill)
+    sent, lost = await lost_under_load(world, "core", 50, kill)
     check_completed(sent)
-    lost = lost_of(world, "core")
-    assert lost
     await world.check_everything([*sent, *lost])
 
 

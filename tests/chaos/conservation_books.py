@@ -14,7 +14,7 @@ from typing import Final
 
 from tests.integration.inference_service import ACCOUNTS, secret_of
 from tests.integration.pricing_world import T0_US, again
-from tests.integration.whole_world import PATIENCE_S, WholeWorld, counts_of
+from tests.integration.whole_world import PATIENCE_S, Identity, WholeWorld, counts_of
 
 from kernel.clock import timestamp_of
 from tollbook.demo import settle
@@ -22,10 +22,6 @@ from tollbook.pricing.v1 import pricing_pb2, reports_pb2
 from tollbook.stack import HOUSE_ACCOUNT
 from tollbook.usage.v1 import usage_pb2 as usage
 
-Identity = tuple[str, str]
-"""Account id, event id."""
-
-_RECEIPTS_AT_ONCE: Final = 16
 _CENTURY_US: Final = 100 * 365 * 86_400 * 10**6
 
 
@@ -60,7 +56,7 @@ class Books(WholeWorld):
         for (account_id, event_id), event in events.items():
             self._enter_event(account_id, event_id, event)
         await self.check()
-        receipts = dict(zip(events, await self._receipts(events), strict=True))
+        receipts = await self.receipts(events)
         for identity, receipt in receipts.items():
             _check_receipt(receipt, events[identity])
         await asyncio.gather(
@@ -86,20 +82,6 @@ class Books(WholeWorld):
         account.cached_tokens += counts.cached
         account.output_tokens += counts.output
         account.charged += counts.charge(event.outcome)
-
-    async def _receipts(
-        self, events: Mapping[Identity, usage.UsageEvent]
-    ) -> list[pricing_pb2.Receipt]:
-        room = asyncio.Semaphore(_RECEIPTS_AT_ONCE)
-
-        async def one(account_id: str, event_id: str) -> pricing_pb2.Receipt:
-            wanted = pricing_pb2.GetReceiptRequest(account_id=account_id, event_id=event_id)
-            async with room:
-                answer = await again(lambda: self.pricing.GetReceipt(wanted, timeout=20))
-            receipt: pricing_pb2.Receipt = answer.receipt
-            return receipt
-
-        return await asyncio.gather(*(one(*identity) for identity in events))
 
     async def _check_posted(
         self, account_id: str, receipts: Mapping[Identity, pricing_pb2.Receipt]

@@ -11,7 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from tests.chaos.conservation_books import Identity, billed_of, word_of
+from tests.chaos.conservation_books import billed_of, word_of
 from tests.integration.inference_service import (
     Received,
     events_of,
@@ -19,6 +19,7 @@ from tests.integration.inference_service import (
     undelivered_of,
     unique,
 )
+from tests.integration.whole_world import Identity
 
 from tollbook.pricing.v1 import pricing_pb2
 from tollbook.usage.v1 import usage_pb2 as usage

@@ -10,21 +10,19 @@ from __future__ import annotations
 import asyncio
 import os
 import random
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import asyncpg
 import pytest
-from tests.integration.pricing_books import Books
+from tests.integration.pricing_books import Books, hold_doors
+from tests.unit.pricing import builders as make
 
 from kernel import errors
 from kernel.clock import SystemClock
-from pricing.adapters import database
 from pricing.adapters.hold_ops import Reserving
 from pricing.adapters.holds import HoldDoor
 from pricing.domain.holds import Ask, hold_id_of
-from tollbook.pricing.v1 import accounts_pb2, money_pb2
+from tollbook.pricing.v1 import accounts_pb2
 from tollbook.stack import Stack
 
 pytestmark = [pytest.mark.chaos, pytest.mark.integration]
@@ -150,20 +148,6 @@ async def audit(db: Any) -> None:
         assert row["used"] <= row["most"], f"over a limit: {dict(row)}"
 
 
-async def limit(books: Books, account_id: str, window: Any, tokens: int) -> None:
-    """A spend limit: by these an account is decided with its windows."""
-    amount = money_pb2.Amount(currency="USD", amount_pico=str(tokens * TOKEN_PICO))
-    made = accounts_pb2.LimitSet(
-        change_id=account_id,
-        limit_id=account_id,
-        account_id=account_id,
-        window=window,
-        time_zone="Europe/Berlin",
-        amount=amount,
-    )
-    await books.change(limit_set=made)
-
-
 async def crash(admin: Any, dice: random.Random) -> None:
     """Cut a connection in whatever it is doing, again and again."""
     while True:
@@ -173,23 +157,6 @@ async def crash(admin: Any, dice: random.Random) -> None:
         )
         if pids:
             await admin.fetchval("SELECT pg_terminate_backend($1)", dice.choice(pids)["pid"])
-
-
-@asynccontextmanager
-async def doors(dsn: str) -> AsyncIterator[list[HoldDoor]]:
-    stopped = asyncio.Event()
-    pools = [await database.open_pool(dsn, 4, stopped) for _ in range(DOORS)]
-    made = [HoldDoor(pool) for pool in pools]
-    tasks = [asyncio.ensure_future(door.run()) for door in made]
-    try:
-        yield made
-        assert not any(task.done() for task in tasks), "a door stopped"
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-        for pool in pools:
-            pool.terminate()
 
 
 @pytest.mark.timeout(3600)
@@ -203,9 +170,16 @@ async def test_nothing_overshoots_and_nothing_leaks(pricing_tables: Stack) -> No
         books = await Books.opened(admin, dsn, ACCOUNTS)
         for account_id in ACCOUNTS:
             await books.grant(account_id, 300 * TOKEN_PICO)
-        await limit(books, "hot", accounts_pb2.SPEND_WINDOW_MONTH, 10**9)
-        await limit(books, "warm", accounts_pb2.SPEND_WINDOW_EVER, 250)
-        async with doors(dsn) as made:
+        # By these an account is decided with its windows.
+        for account_id, window, tokens in (
+            ("hot", accounts_pb2.SPEND_WINDOW_MONTH, 10**9),
+            ("warm", accounts_pb2.SPEND_WINDOW_EVER, 250),
+        ):
+            made_limit = make.limit(
+                account_id, window, tokens * TOKEN_PICO, time_zone="Europe/Berlin"
+            )
+            await books.change(limit_set=made_limit)
+        async with hold_doors(dsn, DOORS) as made:
             walk = Walk(seed, made, books)
             crashing = asyncio.ensure_future(crash(admin, dice))
             callers = [asyncio.ensure_future(walk.caller()) for _ in range(CALLERS)]

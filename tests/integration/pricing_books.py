@@ -5,7 +5,8 @@ real transaction, a real database, and no ledger.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 import asyncpg
@@ -15,9 +16,36 @@ from kernel.clock import timestamp_of
 from kernel.placement import CONTROL_LOG
 from pricing.adapters import database, step_rows, store
 from pricing.adapters.alert_store import Watch
+from pricing.adapters.holds import HoldDoor
 from pricing.domain.holds import hold_id_of
 from pricing.domain.projection import Projection
 from tollbook.usage.v1 import usage_pb2 as usage
+
+
+@asynccontextmanager
+async def hold_doors(dsn: str, count: int = 1) -> AsyncIterator[list[HoldDoor]]:
+    """So many servers' ways to holds, running, each with connections of its own."""
+    stopped = asyncio.Event()
+    async with AsyncExitStack() as stack:
+        doors: list[HoldDoor] = []
+        for _ in range(count):
+            pool = await database.open_pool(dsn, 4, stopped)
+            assert pool is not None
+            stack.callback(pool.terminate)
+            doors.append(await stack.enter_async_context(running(HoldDoor(pool))))
+        yield doors
+
+
+@asynccontextmanager
+async def running(door: HoldDoor) -> AsyncIterator[HoldDoor]:
+    """A door while it runs; one that ended by itself is a failure."""
+    task = asyncio.ensure_future(door.run())
+    try:
+        yield door
+        assert not task.done(), "a door stopped"
+    finally:
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
 
 
 class Books:

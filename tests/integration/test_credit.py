@@ -9,7 +9,7 @@ from typing import Any
 
 import asyncpg
 import pytest
-from tests.integration.pricing_books import Books
+from tests.integration.pricing_books import Books, running
 from tests.unit.pricing import builders as make
 
 from kernel import errors
@@ -83,17 +83,14 @@ async def desk(pricing_tables: Stack) -> AsyncIterator[Desk]:
     admin = await asyncpg.connect(environment["TOLLBOOK_POSTGRES"])
     books = await Books.opened(admin, dsn, ("acme", "birch"))
     pool = await database.open_pool(dsn, 4, asyncio.Event())
-    door = HoldDoor(pool)
-    running = asyncio.ensure_future(door.run())
     reader: Any = Reader(pool, dsn)
     view = ControlView(None)  # type: ignore[arg-type]
     view.projection = books.projection
-    answers = UsageAnswers(reader, None, view, door, SystemClock())  # type: ignore[arg-type]
     try:
-        yield Desk(books, door, answers, admin)
+        async with running(HoldDoor(pool)) as door:
+            answers = UsageAnswers(reader, None, view, door, SystemClock())  # type: ignore[arg-type]
+            yield Desk(books, door, answers, admin)
     finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
         pool.terminate()
         await admin.close()
 
@@ -102,14 +99,14 @@ async def set_limit(
     desk: Desk, change: str, tokens: int, window: int, zone: str = "UTC", key: str = ""
 ) -> None:
     await desk.books.change(
-        limit_set=accounts_pb2.LimitSet(
+        limit_set=make.limit(
+            "acme",
+            window,  # type: ignore[arg-type]
+            tokens * TOKEN_PICO,
+            f"limit{key}",
             change_id=change,
-            limit_id=f"limit{key}",
-            account_id="acme",
             project_id="shop" if key else "",
-            window=window,  # type: ignore[arg-type]
             time_zone=zone,
-            amount=usd(tokens * TOKEN_PICO),
         )
     )
 

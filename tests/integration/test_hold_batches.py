@@ -12,7 +12,7 @@ from typing import Any, cast
 
 import asyncpg
 import pytest
-from tests.integration.pricing_books import Books
+from tests.integration.pricing_books import Books, running
 from tests.unit.pricing import builders as make
 
 from kernel import errors
@@ -22,7 +22,7 @@ from pricing.adapters.hold_ops import Answer, Made, Op, Releasing, Reserving
 from pricing.adapters.hold_windows import Windows
 from pricing.adapters.holds import HoldDoor
 from pricing.domain.holds import Ask, Standing, hold_id_of
-from tollbook.pricing.v1 import accounts_pb2, money_pb2
+from tollbook.pricing.v1 import accounts_pb2
 from tollbook.stack import Stack
 
 pytestmark = pytest.mark.integration
@@ -66,14 +66,8 @@ async def limit(
     desk: Desk, account_id: str, name: str, tokens: int, window: int, **more: Any
 ) -> None:
     """A limit of so many tokens' price in each window."""
-    made = accounts_pb2.LimitSet(
-        change_id=f"{account_id}-{name}-{tokens}",
-        limit_id=f"{account_id}-{name}",
-        account_id=account_id,
-        window=cast(Any, window),
-        amount=money_pb2.Amount(currency="USD", amount_pico=str(tokens * TOKEN_PICO)),
-        **{"time_zone": "UTC", **more},
-    )
+    limit_id = f"{account_id}-{name}"
+    made = make.limit(account_id, cast(Any, window), tokens * TOKEN_PICO, limit_id, **more)
     await desk.books.change(limit_set=made)
 
 
@@ -325,9 +319,7 @@ async def test_nobody_is_refused_for_a_hold_whose_time_is_over(desk: Desk) -> No
 
 async def test_asks_of_one_hold_go_one_by_one(desk: Desk) -> None:
     await desk.books.grant("acme", 10 * TOKEN_PICO)
-    door = HoldDoor(desk.pool)
-    running = asyncio.ensure_future(door.run())
-    try:
+    async with running(HoldDoor(desk.pool)) as door:
         asks = [door.reserve(reserving("acme", "one", 8)) for _ in range(40)]
         same = await asyncio.gather(*asks)
         assert {made.hold for made in same} == {same[0].hold}
@@ -351,10 +343,6 @@ async def test_asks_of_one_hold_go_one_by_one(desk: Desk) -> None:
         leaving.cancel()
         await asyncio.gather(leaving, return_exceptions=True)
         assert (await door.reserve(reserving("acme", "whole", 10))).spendable_pico == 0
-        assert not running.done()
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_a_server_that_stands_still_keeps_nobody_waiting(
@@ -362,9 +350,7 @@ async def test_a_server_that_stands_still_keeps_nobody_waiting(
 ) -> None:
     monkeypatch.setattr(hold_sql, "IDLE_MS", 200)
     await desk.books.grant("acme", 10 * TOKEN_PICO)
-    door = HoldDoor(desk.pool)
-    running = asyncio.ensure_future(door.run())
-    try:
+    async with running(HoldDoor(desk.pool)) as door:
         async with asyncio.timeout(30):
             still = await database.connect(desk.dsn)
             await hold_sql.lock(still, partition_of("acme", hold_sql.SHARDS))
@@ -374,9 +360,6 @@ async def test_a_server_that_stands_still_keeps_nobody_waiting(
             with pytest.raises(database.AWAY):
                 await hold_sql.make(still, 0, [made.hold])
             still.terminate()
-    finally:
-        running.cancel()
-        await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_the_domain_confirms_what_the_database_refuses() -> None:

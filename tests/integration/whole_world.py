@@ -45,6 +45,9 @@ _SERVER_GONE: Final = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.CANCELLED)
 _PAUSE_S: Final = 0.1
 _RECEIPTS_AT_ONCE: Final = 16
 
+Identity = tuple[str, str]
+"""Account id, event id."""
+
 
 @dataclass
 class Asked:
@@ -297,28 +300,31 @@ class WholeWorld(World):
         assert [engine.residual_tokens for engine in state.engines] == [0] * len(state.engines)
         await again(lambda: settle.counted(self.control, PATIENCE_S))
 
-    async def check_receipts(self, asked: Iterable[Asked]) -> None:
-        """Each has one receipt, of the leaves that its caller was told, and their price."""
+    async def receipts(self, events: Iterable[Identity]) -> dict[Identity, pricing_pb2.Receipt]:
+        """The receipt of each event."""
         room = asyncio.Semaphore(_RECEIPTS_AT_ONCE)
 
-        async def check(one: Asked) -> None:
-            wanted = pricing_pb2.GetReceiptRequest(
-                account_id=one.account_id, event_id=one.request_id
-            )
+        async def one(identity: Identity) -> tuple[Identity, pricing_pb2.Receipt]:
+            account_id, event_id = identity
+            wanted = pricing_pb2.GetReceiptRequest(account_id=account_id, event_id=event_id)
             async with room:
                 answer = await again(lambda: self.pricing.GetReceipt(wanted, timeout=20))
-            receipt: pricing_pb2.Receipt = answer.receipt
-            assert one.summary is not None
-            assert [line.leaf for line in receipt.lines] == list(one.summary.quantities)
-            assert receipt.outcome == one.summary.outcome
-            assert receipt.log == one.summary.log
-            assert not receipt.suspense
-            cost = counts_of(one.summary.quantities).charge(one.summary.outcome)
-            assert Fraction(receipt.total.amount_pico) == cost
+            return identity, answer.receipt
 
-        async with asyncio.TaskGroup() as tasks:
-            for one in asked:
-                tasks.create_task(check(one))
+        return dict(await asyncio.gather(*map(one, events)))
+
+    async def check_receipts(self, asked: Iterable[Asked]) -> None:
+        """Each has one receipt, of the leaves that its caller was told, and their price."""
+        by_identity = {(one.account_id, one.request_id): one for one in asked}
+        for identity, receipt in (await self.receipts(by_identity)).items():
+            summary = by_identity[identity].summary
+            assert summary is not None
+            assert [line.leaf for line in receipt.lines] == list(summary.quantities)
+            assert receipt.outcome == summary.outcome
+            assert receipt.log == summary.log
+            assert not receipt.suspense
+            cost = counts_of(summary.quantities).charge(summary.outcome)
+            assert Fraction(receipt.total.amount_pico) == cost
 
     async def check_everything(self, asked: Iterable[Asked]) -> None:
         """Residual 0, these receipts right, and every balance what all callers were told."""

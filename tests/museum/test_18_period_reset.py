@@ -16,19 +16,18 @@ from zoneinfo import ZoneInfo
 
 import asyncpg
 import pytest
-from tests.integration.pricing_books import Books
+from tests.integration.pricing_books import Books, hold_doors
 from tests.integration.pricing_world import World
 from tests.integration.replicas import replicas
 from tests.museum.prices import card
+from tests.unit.pricing import builders as make
 
 from kernel import errors
 from kernel.clock import timestamp_of
-from pricing.adapters import database
 from pricing.adapters.hold_ops import Reserving
-from pricing.adapters.holds import HoldDoor
 from pricing.domain import windows
 from pricing.domain.holds import Ask, hold_id_of
-from tollbook.pricing.v1 import accounts_pb2, holds_pb2, money_pb2, pricing_pb2, reports_pb2
+from tollbook.pricing.v1 import accounts_pb2, holds_pb2, pricing_pb2, reports_pb2
 from tollbook.stack import Stack
 
 pytestmark = [pytest.mark.museum, pytest.mark.integration]
@@ -45,19 +44,9 @@ def instant(text: str, zone: str = BERLIN) -> int:
     return windows.instant_us(datetime.fromisoformat(text).replace(tzinfo=ZoneInfo(zone)))
 
 
-def usd(amount_pico: int) -> money_pb2.Amount:
-    return money_pb2.Amount(currency="USD", amount_pico=str(amount_pico))
-
-
 async def set_limit(world: World, change_id: str, amount_pico: int, zone: str) -> None:
-    made = accounts_pb2.LimitSet(
-        change_id=change_id,
-        limit_id="m18",
-        account_id="m18",
-        window=accounts_pb2.SPEND_WINDOW_DAY,
-        time_zone=zone,
-        amount=usd(amount_pico),
-    )
+    day = accounts_pb2.SPEND_WINDOW_DAY
+    made = make.limit("m18", day, amount_pico, change_id=change_id, time_zone=zone)
     await world.control.SetLimit(pricing_pb2.SetLimitRequest(limit=made), timeout=30)
 
 
@@ -115,13 +104,7 @@ async def test_a_limit_holds_on_each_side_of_a_windows_edge_whatever_server_is_a
 ) -> None:
     """A thousand ask three servers at once, of both sides of the edge of a minute to come."""
     await world.open("m18-now")
-    made = accounts_pb2.LimitSet(
-        change_id="m18-now-1",
-        limit_id="m18-now",
-        account_id="m18-now",
-        window=accounts_pb2.SPEND_WINDOW_MINUTE,
-        amount=usd(30),
-    )
+    made = make.limit("m18-now", accounts_pb2.SPEND_WINDOW_MINUTE, 30)
     await world.control.SetLimit(pricing_pb2.SetLimitRequest(limit=made), timeout=30)
     edge_us = windows.minute_us(windows.instant_us(datetime.now(ZoneInfo("UTC")))) + 5 * 60 * 10**6
     async with replicas(world.stack) as servers:
@@ -158,60 +141,48 @@ async def test_a_thousand_at_a_limit_of_days_across_midnights_changes_of_clocks_
     dsn = environment["TOLLBOOK_PRICING_POSTGRES"]
     admin = await asyncpg.connect(environment["TOLLBOOK_POSTGRES"])
     books = await Books.opened(admin, dsn, ("m18",))
-    pools = [await database.open_pool(dsn, 4, asyncio.Event()) for _ in range(3)]
-    doors = [HoldDoor(pool) for pool in pools]
-    running = [asyncio.ensure_future(door.run()) for door in doors]
     dice = random.Random(81)
     nights = [instant(f"{day}T00:00:00") for day in ("2026-02-10", "2026-03-29", "2026-10-25")]
     spent: dict[str, dict[int, int]] = {BERLIN: {}, NEW_YORK: {}}
     try:
-        await books.grant("m18", 10_000 * CHARGE_PICO)
-        for number, (zone, tokens) in enumerate(((BERLIN, 60), (NEW_YORK, 90))):
-            made = accounts_pb2.LimitSet(
-                change_id=f"days-{number}",
-                limit_id="days",
-                account_id="m18",
-                window=accounts_pb2.SPEND_WINDOW_DAY,
-                time_zone=zone,
-                amount=usd(tokens * CHARGE_PICO),
-            )
-            await books.change(limit_set=made)
-            times_us = [
-                dice.choice(nights) + dice.randrange(-30 * HOUR_US, 30 * HOUR_US)
-                for _ in range(1_000)
-            ]
+        async with hold_doors(dsn, 3) as doors:
+            await books.grant("m18", 10_000 * CHARGE_PICO)
+            for number, (zone, tokens) in enumerate(((BERLIN, 60), (NEW_YORK, 90))):
+                day_window, most_pico = accounts_pb2.SPEND_WINDOW_DAY, tokens * CHARGE_PICO
+                made = make.limit("m18", day_window, most_pico, "days", time_zone=zone)
+                await books.change(limit_set=made)
+                times_us = [
+                    dice.choice(nights) + dice.randrange(-30 * HOUR_US, 30 * HOUR_US)
+                    for _ in range(1_000)
+                ]
 
-            async def ask(at: int, at_us: int, turn: int = number) -> tuple[str, int] | None:
-                event_id = f"{turn}-{at}"
-                hold = Ask(hold_id_of("m18", event_id), "m18", "", "", CHARGE_PICO, at_us)
-                try:
-                    await doors[at % 3].reserve(Reserving(hold, "USD", 600_000_000))
-                except errors.QuotaExceeded:
-                    return None
-                return event_id, at_us
+                async def ask(at: int, at_us: int, turn: int = number) -> tuple[str, int] | None:
+                    event_id = f"{turn}-{at}"
+                    hold = Ask(hold_id_of("m18", event_id), "m18", "", "", CHARGE_PICO, at_us)
+                    try:
+                        await doors[at % 3].reserve(Reserving(hold, "USD", 600_000_000))
+                    except errors.QuotaExceeded:
+                        return None
+                    return event_id, at_us
 
-            answers = await asyncio.gather(*(ask(at, at_us) for at, at_us in enumerate(times_us)))
-            admitted = [answer for answer in answers if answer is not None]
-            asked = Counter(midnight_of(at_us, zone) for at_us in times_us)
-            # Exactly what each day has room for, by all that was spent in it under either zone.
-            assert Counter(midnight_of(at_us, zone) for _, at_us in admitted) == {
-                day: room
-                for day, count in asked.items()
-                if (room := min(count, max(0, tokens - spent[zone].get(day, 0))))
+                asks = (ask(at, at_us) for at, at_us in enumerate(times_us))
+                answers = await asyncio.gather(*asks)
+                admitted = [answer for answer in answers if answer is not None]
+                asked = Counter(midnight_of(at_us, zone) for at_us in times_us)
+                # Exactly what each day has room for, by all that was spent in it under either zone.
+                assert Counter(midnight_of(at_us, zone) for _, at_us in admitted) == {
+                    day: room
+                    for day, count in asked.items()
+                    if (room := min(count, max(0, tokens - spent[zone].get(day, 0))))
+                }
+                for event_id, at_us in admitted:
+                    await books.charge("m18", event_id, 1, at_us)
+                    for clock, days in spent.items():
+                        day = midnight_of(at_us, clock)
+                        days[day] = days.get(day, 0) + 1
+            rows = await admin.fetch("SELECT * FROM limit_spent WHERE limit_id = 'days'")
+            assert {row["window_start_us"]: int(row["amount_pico"]) for row in rows} == {
+                day: tokens * CHARGE_PICO for day, tokens in spent[NEW_YORK].items()
             }
-            for event_id, at_us in admitted:
-                await books.charge("m18", event_id, 1, at_us)
-                for clock, days in spent.items():
-                    day = midnight_of(at_us, clock)
-                    days[day] = days.get(day, 0) + 1
-        rows = await admin.fetch("SELECT * FROM limit_spent WHERE limit_id = 'days'")
-        assert {row["window_start_us"]: int(row["amount_pico"]) for row in rows} == {
-            day: tokens * CHARGE_PICO for day, tokens in spent[NEW_YORK].items()
-        }
     finally:
-        for task in running:
-            task.cancel()
-        await asyncio.gather(*running, return_exceptions=True)
-        for pool in pools:
-            pool.terminate()
         await admin.close()

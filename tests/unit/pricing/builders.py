@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+from typing import Any
 
 from kernel import leaf as leaves
 from kernel.clock import timestamp_of
 from pricing.domain.card import Card, content_hash
 from pricing.domain.card_yaml import parse_card
 from tollbook.ledger.v1 import ledger_pb2 as ledger
-from tollbook.pricing.v1 import control_pb2, money_pb2
+from tollbook.pricing.v1 import accounts_pb2, control_pb2, money_pb2
 from tollbook.usage.v1 import usage_pb2 as usage
 
 T0_US = 1_767_225_600_000_000  # 2026-01-01T00:00:00Z
@@ -49,6 +50,22 @@ def grant(position: int, grant_id: str, amount_pico: int, account_id: str = "acm
             account_id=account_id,
             amount=money_pb2.Amount(currency="USD", amount_pico=str(amount_pico)),
         ),
+    )
+
+
+def limit(
+    account_id: str,
+    window: accounts_pb2.SpendWindow.ValueType,
+    amount_pico: int,
+    limit_id: str = "",
+    **more: Any,
+) -> accounts_pb2.LimitSet:
+    """A spend limit, by UTC if not said otherwise; each change of it is one of its own."""
+    named = limit_id or account_id
+    made = {"change_id": f"{named}/{window}/{amount_pico}", "time_zone": "UTC", **more}
+    amount = money_pb2.Amount(currency="USD", amount_pico=str(amount_pico))
+    return accounts_pb2.LimitSet(
+        limit_id=named, account_id=account_id, window=window, amount=amount, **made
     )
 
 

@@ -237,7 +237,8 @@ def asked_of_limits(dice: random.Random) -> list[Op]:
         tokens = dice.choice((0, 1, 2, 5, 8))
         project_id, key_id = dice.choice(("", "p", "q")), dice.choice(("", "k"))
         grows = dice.random() < 0.2
-        at_us = 0 if grows else dice.choice(TIMES_US)
+        # Of one that grows a guess, right or wrong.
+        at_us = dice.choice(TIMES_US)
         ask = Ask(f"e{number}", "", project_id, key_id, tokens * TOKEN_PICO, at_us)
         ops.append(Reserving(ask, "", LONG_US, grows))
     return ops
@@ -293,6 +294,34 @@ async def test_limits_are_decided_alike_in_one_statement_and_by_the_domain(desk:
                     await desk.books.charge(account_id, f"c{number}", 1, at_us, **tagged)
     assert {"made", "SPEND_LIMIT", "HOLD_NOT_FOUND"} <= met
     assert in_one > BATCHES / 2
+
+
+async def test_a_hold_of_a_limited_account_grows_in_one_statement(desk: Desk) -> None:
+    await desk.books.grant("acme", 100 * TOKEN_PICO)
+    await limit(desk, "acme", "day", 50, accounts_pb2.SPEND_WINDOW_DAY)
+    windows = Windows()
+
+    def growing(tokens: int, at_us: int) -> Reserving:
+        hold_id = hold_id_of("acme", "one")
+        ask = Ask(hold_id, "acme", "", "", tokens * TOKEN_PICO, at_us)
+        return Reserving(ask, "USD", LONG_US, grows=True)
+
+    async with desk.pool.acquire() as db:
+        # The first look tells what windows there are.
+        assert (await decided(db, [reserving("acme", "one", 10)], windows))[1] == 1
+        (_, grown), closer = await grown_by(db, growing(20, make.T0_US + SECOND_US), windows)
+        assert (closer, seen(grown)) == (0, (20 * TOKEN_PICO, 80 * TOKEN_PICO))
+        # A wrong guess costs a look, and no more; so does a limit that is in the way.
+        (_, grown), closer = await grown_by(db, growing(30, make.T0_US - SECOND_US), windows)
+        assert (closer, seen(grown)) == (1, (30 * TOKEN_PICO, 70 * TOKEN_PICO))
+        (_, grown), closer = await grown_by(db, growing(51, make.T0_US), windows)
+        assert (closer, seen(grown)) == (1, "SPEND_LIMIT")
+
+
+async def grown_by(db: Any, op: Reserving, windows: Windows) -> tuple[tuple[Op, Answer], int]:
+    """A hold's answer, and how many closer looks it took."""
+    answers, closer = await decided(db, [op], windows)
+    return answers[0], closer
 
 
 async def test_nobody_is_refused_for_a_hold_whose_time_is_over(desk: Desk) -> None:

@@ -107,7 +107,9 @@ class HoldAnswers(PricingAnswers):
     ) -> holds_pb2.ExtendResponse:
         """Give a hold more time or a larger amount."""
         amount_pico = _amount_of(request.amount) if request.HasField("amount") else 0
-        ask = Ask(request.hold_id, request.account_id, "", "", amount_pico, 0)
+        # Its event's instant is in the hold's row; as a rule it is of the windows of now.
+        now_us = self._clock.now_us()
+        ask = Ask(request.hold_id, request.account_id, "", "", amount_pico, now_us)
         made: Made = await self._door.reserve(
             Reserving(ask, request.amount.currency, _ttl_us(request.ttl_ms), grows=True)
         )

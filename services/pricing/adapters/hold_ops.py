@@ -22,7 +22,11 @@ class Made(NamedTuple):
 
 @dataclass(eq=False, slots=True)
 class Reserving:
-    """A hold that is asked for, of `ask.amount_pico`; `grows`: one that has it from now on."""
+    """A hold that is asked for, of `ask.amount_pico`; `grows`: one that has it from now on.
+
+    Of one that grows the project, key and instant are those of the open hold; its
+    `ask.event_time_us` is a guess at which windows they fall in.
+    """
 
     ask: Ask
     currency: str

@@ -56,12 +56,12 @@ class Windows:
     def columns(self, batch: Sequence[Op]) -> Columns:
         """The windows that the asks of a batch fall in, as far as they are known. Of a kind it is
         the one that the first ask falls in.
+
+        One that grows only guesses when its event was, so it comes after those that know.
         """
         told: dict[Kind, tuple[int, int]] = {}
-        for op in batch:
-            # One that grows says nothing of its event.
-            if not isinstance(op, Reserving) or op.grows:
-                continue
+        asks = [op for op in batch if isinstance(op, Reserving)]
+        for op in sorted(asks, key=lambda op: op.grows):
             for kind in self._kinds.get(op.ask.account_id, ()):
                 if kind not in told and (edges := self._edges_of(kind, op.ask.event_time_us)):
                     told[kind] = edges

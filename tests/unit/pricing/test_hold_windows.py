@@ -43,12 +43,20 @@ async def test_each_kind_of_window_is_told_once_by_its_first_ask() -> None:
     assert list(later.starts_us) == [make.T0_US + DAY_US]
 
 
-async def test_nothing_is_told_of_who_has_no_limit_or_says_no_time() -> None:
+async def test_one_that_grows_guesses_its_window_where_no_other_knows_one() -> None:
+    known = Windows()
+    known.learn("acme", limits((windows.DAY, "UTC")))
+    grown = await asked("acme", make.T0_US, grows=True)
+    assert list(known.columns([grown]).starts_us) == [make.T0_US]
+    sure = await asked("acme", make.T0_US + DAY_US)
+    assert list(known.columns([grown, sure]).starts_us) == [make.T0_US + DAY_US]
+
+
+async def test_nothing_is_told_of_who_has_no_limit_or_asks_for_none() -> None:
     known = Windows()
     known.learn("acme", limits((windows.DAY, "UTC")))
     released = Releasing("acme", hold_id_of("acme", "e"))
-    grown = await asked("acme", 0, grows=True)
-    assert known.columns([released, grown, await asked("cedar", make.T0_US)]) == NOBODY
+    assert known.columns([released, await asked("cedar", make.T0_US)]) == NOBODY
     # Limits that are gone are forgotten.
     known.learn("acme", ())
     assert known.columns([await asked("acme", make.T0_US)]) == NOBODY

@@ -8,22 +8,10 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import TypeVar
 
-from pydantic import AfterValidator, Field, ValidationError, field_validator
+from pydantic import Field, ValidationError, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
-
-
-def _dsn(value: str) -> str:
-    # Beyond its scheme the driver judges it, who knows more forms than could be listed here; but
-    # what is no DSN at all the driver's callers would take for a database that is away.
-    if not value.startswith(("postgresql://", "postgres://")):
-        raise ValueError("this is no DSN: write postgresql://USER:PASSWORD@HOST:PORT/DATABASE")
-    return value
-
-
-Dsn = Annotated[str, AfterValidator(_dsn)]
-"""Address of a PostgreSQL database. It may hold a password: no message shows it."""
 
 
 class ServiceSettings(BaseSettings):

@@ -6,7 +6,8 @@ from pathlib import Path
 
 from pydantic import Field
 
-from kernel.settings import Dsn, ServiceSettings
+from kernel.dsn import Dsn
+from kernel.settings import ServiceSettings
 
 
 class MigrateSettings(ServiceSettings):

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pydantic import Field
 
-from kernel.settings import Dsn, ServiceSettings
+from kernel.dsn import Dsn
+from kernel.settings import ServiceSettings
 
 
 class PricingSettings(ServiceSettings):

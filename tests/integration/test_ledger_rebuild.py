@@ -127,9 +127,14 @@ async def test_a_database_that_refuses_is_told_from_one_that_is_away(stack: Stac
     for wrong in (
         dsn._replace(path="/nowhere"),
         dsn._replace(netloc=dsn.netloc.replace(f":{dsn.password}@", ":wrong@")),
+        # The driver hands what it does not know to the server.
+        dsn._replace(query="sslmod=require"),
     ):
-        with pytest.raises(FailedPrecondition, match="the database refuses: "):
+        said = "setting TOLLBOOK_LEDGER_POSTGRES: the database refuses: "
+        with pytest.raises(FailedPrecondition, match=said):
             await database.connect_once(wrong.geturl(), "tollbook-test", 5)
+        with pytest.raises(FailedPrecondition, match=said):
+            await database.open_pool(wrong.geturl(), 1, asyncio.Event())
 
 
 async def goes_on(stack: Stack) -> None:

@@ -112,6 +112,17 @@ async def test_every_process_refuses_a_newer_and_an_older_schema(
         await db.close()
 
 
+async def test_an_unknown_option_ends_the_process_and_the_setting_is_named(
+    environment: dict[str, str],
+) -> None:
+    wrong = {"TOLLBOOK_PRICING_POSTGRES": environment["TOLLBOOK_PRICING_POSTGRES"] + "?sslmod=off"}
+    modules = ("pricing.entrypoints.server", "pricing.entrypoints.projector")
+    for status, line in await asyncio.gather(*(ended(one, environment | wrong) for one in modules)):
+        assert status == 1, line
+        assert "setting TOLLBOOK_PRICING_POSTGRES: the database refuses: " in line
+        assert "sslmod" in line
+
+
 @each
 async def test_a_migration_of_an_older_release_leaves_a_newer_schema_alone(
     environment: dict[str, str], schema: Schema, password: str

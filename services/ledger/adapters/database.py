@@ -8,6 +8,7 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
+from kernel import dsn as dsns
 from kernel.errors import FailedPrecondition, Unavailable
 from ledger.adapters.migrate import SCHEMA
 
@@ -15,6 +16,7 @@ log = structlog.get_logger()
 
 CONNECT_TIMEOUT_S: Final = 5
 COMMAND_TIMEOUT_S: Final = 30
+SETTING: Final = "TOLLBOOK_LEDGER_POSTGRES"
 _RETRY_S: Final = 0.25
 
 # A database that is away, restarting, or that dropped the connection: try again.
@@ -35,7 +37,7 @@ AWAY: Final = (
 async def connect(
     dsn: str, application: str = "tollbook-ledger", command_timeout_s: float = COMMAND_TIMEOUT_S
 ) -> Any:
-    """Open one connection. Errors: those of AWAY, asyncpg's own, ValueError (no DSN)."""
+    """Open one connection. Errors: those of AWAY, asyncpg's own."""
     return await asyncpg.connect(
         dsn,
         timeout=CONNECT_TIMEOUT_S,
@@ -50,15 +52,15 @@ async def connect_once(dsn: str, application: str, command_timeout_s: float) -> 
     Errors: FailedPrecondition (no DSN, or the server refuses this one), Unavailable.
     """
     try:
-        return await connect(dsn, application, command_timeout_s)
+        with dsns.refusals(SETTING, AWAY):
+            return await connect(dsns.check(dsn), application, command_timeout_s)
     except ValueError as error:
         raise FailedPrecondition(
-            f"the ledger's database cannot be asked: {error}", reason="DSN_UNUSABLE"
+            f"the ledger's database cannot be asked: in --postgres or {SETTING}, {error}",
+            reason="DSN_UNUSABLE",
         ) from None
     except AWAY as error:
         raise Unavailable(f"the database does not answer: {error}") from None
-    except asyncpg.PostgresError as error:
-        raise FailedPrecondition(f"the database refuses: {error}", reason="REFUSED") from None
 
 
 async def _as_it_is(connection: Any) -> None:
@@ -72,21 +74,25 @@ async def _as_it_is(connection: Any) -> None:
 async def open_pool(dsn: str, max_size: int, stopped: asyncio.Event) -> Any:
     """Open a pool on a schema of this version; None when stopped while waiting for the server.
 
-    Errors: MigrationError on a schema of another version, asyncpg's own on a
-    wrong password or a missing database.
+    Errors: MigrationError on a schema of another version, FailedPrecondition on a wrong password
+    or option, or a missing database.
     """
     said = False
     while not stopped.is_set():
         try:
-            pool = await asyncpg.create_pool(
-                dsn,
-                min_size=1,
-                max_size=max_size,
-                timeout=CONNECT_TIMEOUT_S,
-                command_timeout=COMMAND_TIMEOUT_S,
-                reset=_as_it_is,
-                server_settings={"search_path": "ledger", "application_name": "tollbook-ledger"},
-            )
+            with dsns.refusals(SETTING, AWAY):
+                pool = await asyncpg.create_pool(
+                    dsn,
+                    min_size=1,
+                    max_size=max_size,
+                    timeout=CONNECT_TIMEOUT_S,
+                    command_timeout=COMMAND_TIMEOUT_S,
+                    reset=_as_it_is,
+                    server_settings={
+                        "search_path": "ledger",
+                        "application_name": "tollbook-ledger",
+                    },
+                )
         except AWAY as error:
             if not said:
                 log.warning("database away", error=str(error))

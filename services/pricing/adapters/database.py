@@ -8,6 +8,7 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
+from kernel.dsn import refusals
 from pricing.adapters.migrate import SCHEMA
 
 log = structlog.get_logger()
@@ -17,6 +18,7 @@ COMMAND_TIMEOUT_S: Final = 60
 _RETRY_S: Final = 0.25
 _MAX_QUERIES: Final = 10_000_000
 """Then another connection is made, which plans everything anew while callers wait."""
+SETTING: Final = "TOLLBOOK_PRICING_POSTGRES"
 _SETTINGS: Final = {"search_path": "pricing", "application_name": "tollbook-pricing"}
 
 # A database that is away, restarting, or that dropped the connection: another moment may mend it.
@@ -42,7 +44,7 @@ def said(error: BaseException) -> str:
 
 
 async def connect(dsn: str) -> Any:
-    """Open one connection with the schema on its path. Errors: those of AWAY.
+    """Open one connection with the schema on its path. Errors: those of AWAY, asyncpg's own.
 
     Its statements are planned each time, for tables as large as they are then: what joins a
     thousand rows to a small table would else go on reading all of it when it has grown.
@@ -64,24 +66,25 @@ async def _as_it_is(db: Any) -> None:
 async def open_pool(dsn: str, max_size: int, stopped: asyncio.Event) -> Any:
     """Open a pool on a schema of this version; None when stopped while waiting for the server.
 
-    Errors: MigrationError on a schema of another version, asyncpg's own on a
-    wrong password or a missing database.
+    Errors: MigrationError on a schema of another version, FailedPrecondition on a wrong password
+    or option, or a missing database.
     """
     while not stopped.is_set():
         pool: Any = None
         try:
-            pool = await asyncpg.create_pool(
-                dsn,
-                # No floor: a pool goes on about one that it cannot keep up.
-                min_size=0,
-                max_size=max_size,
-                timeout=CONNECT_TIMEOUT_S,
-                command_timeout=COMMAND_TIMEOUT_S,
-                server_settings=_SETTINGS,
-                max_queries=_MAX_QUERIES,
-                reset=_as_it_is,
-            )
-            await SCHEMA.check_version(pool)
+            with refusals(SETTING, AWAY):
+                pool = await asyncpg.create_pool(
+                    dsn,
+                    # No floor: a pool goes on about one that it cannot keep up.
+                    min_size=0,
+                    max_size=max_size,
+                    timeout=CONNECT_TIMEOUT_S,
+                    command_timeout=COMMAND_TIMEOUT_S,
+                    server_settings=_SETTINGS,
+                    max_queries=_MAX_QUERIES,
+                    reset=_as_it_is,
+                )
+                await SCHEMA.check_version(pool)
         except AWAY as error:
             log.warning("database away", error=said(error))
             if pool is not None:

@@ -12,6 +12,7 @@ import structlog
 import uvloop
 
 from kernel import errors, grpcs, settings, telemetry
+from kernel.dsn import refusals
 from kernel.migrations import MigrationError
 from pricing.adapters import alert_rules, database, store
 from pricing.adapters.alert_store import Watch
@@ -25,7 +26,12 @@ from pricing.settings import ProjectorSettings
 log = structlog.get_logger()
 _RETRY_MS: Final = 500
 # What another moment does not mend, and a person has to look at.
-_FINAL: Final = (LogReplacedError, MigrationError, asyncpg.PostgresError)
+_FINAL: Final = (
+    LogReplacedError,
+    MigrationError,
+    asyncpg.PostgresError,
+    errors.FailedPrecondition,
+)
 
 
 async def _project_once(
@@ -42,7 +48,8 @@ async def _project_once(
     async with contextlib.AsyncExitStack() as open_connections:
         connections = []
         for _ in range(2):
-            db = await database.connect(config.pricing_postgres)
+            with refusals(database.SETTING, database.AWAY):
+                db = await database.connect(config.pricing_postgres)
             open_connections.callback(db.terminate)
             connections.append(db)
         await SCHEMA.check_version(connections[0])

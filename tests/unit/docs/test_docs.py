@@ -201,6 +201,7 @@ def test_reasons_that_callers_are_told_of_are_the_services_own() -> None:
         "NOT_OF_THE_HOUSE",
         "NO_ADAPTER",
         "NO_ADAPTERS",
+        "REFUSED",
         "UNKNOWN_CONTEXT",
     }
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from kernel.settings import Dsn, ServiceSettings, load
+from kernel.dsn import Dsn
+from kernel.settings import ServiceSettings, load
 
 
 class Settings(ServiceSettings):

@@ -9,7 +9,15 @@ from __future__ import annotations
 
 import asyncio
 import signal
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Container,
+    Iterable,
+    Sequence,
+)
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, NoReturn, TypeVar, cast
 
@@ -25,6 +33,7 @@ from grpc_status import rpc_status
 from opentelemetry import trace
 
 from kernel import errors, rules, telemetry
+from kernel.unread import refuse_unread
 
 log = structlog.get_logger()
 
@@ -245,10 +254,15 @@ def readable(request: Message | Unreadable) -> None:
         )
 
 
-def _accept(request: Message | Unreadable) -> None:
-    """Refuse what cannot be read or breaks a rule. Errors: InvalidArgument."""
+def _accept(request: Message | Unreadable, newer: bool) -> None:
+    """Refuse what cannot be read or breaks a rule, and fields of a later contract unless `newer`
+    callers may come. Errors: InvalidArgument.
+    """
     readable(request)
-    check(cast(Message, request))
+    message = cast(Message, request)
+    if not newer:
+        refuse_unread(message)
+    check(message)
 
 
 @asynccontextmanager
@@ -270,8 +284,9 @@ class _Door(grpc.aio.ServerInterceptor):
     One place for all of it, so that no method of any service goes without.
     """
 
-    def __init__(self, service: str) -> None:
+    def __init__(self, service: str, among: Container[str]) -> None:
         self._tracer = telemetry.tracer(service)
+        self._among = among
 
     async def intercept_service(
         self,
@@ -292,6 +307,7 @@ class _Door(grpc.aio.ServerInterceptor):
         }
         parent = telemetry.context_from(carrier)
         tracer = self._tracer
+        newer = method.split("/")[1] in self._among
         if handler.request_streaming:
             if not handler.response_streaming:
                 raise AssertionError(f"{method}: no method here answers a stream by one message")
@@ -320,7 +336,7 @@ class _Door(grpc.aio.ServerInterceptor):
                     method, context=parent, kind=trace.SpanKind.SERVER
                 ):
                     async with _told(method, context):
-                        _accept(request)
+                        _accept(request, newer)
                         responses: AsyncGenerator[Message, None] = inner_stream(request, context)
                         async with aclosing(responses):
                             async for response in responses:
@@ -334,7 +350,7 @@ class _Door(grpc.aio.ServerInterceptor):
         async def unary(request: Message, context: Any) -> Message:
             with tracer.start_as_current_span(method, context=parent, kind=trace.SpanKind.SERVER):
                 async with _told(method, context):
-                    _accept(request)
+                    _accept(request, newer)
                     response: Message = await inner(request, context)
                     return response
 
@@ -344,12 +360,23 @@ class _Door(grpc.aio.ServerInterceptor):
 
 
 class Server:
-    """A gRPC server with health and reflection; NOT_SERVING until `set_ready`."""
+    """A gRPC server with health and reflection; NOT_SERVING until `set_ready`.
 
-    def __init__(self, service: str, address: str, service_names: Iterable[str] = ()) -> None:
+    `among`: full names of services that other services call, which are rolled one after another
+    and so may send what this release does not know yet. No other takes fields that it would not
+    read, whatever the method.
+    """
+
+    def __init__(
+        self,
+        service: str,
+        address: str,
+        service_names: Iterable[str] = (),
+        among: Container[str] = (),
+    ) -> None:
         self._address = address
         self._names = tuple(service_names)
-        self.grpc = grpc.aio.server(interceptors=(_Door(service),), options=_SERVER_OPTIONS)
+        self.grpc = grpc.aio.server(interceptors=(_Door(service, among),), options=_SERVER_OPTIONS)
         self._health = health.aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self.grpc)
         reflection.enable_server_reflection(

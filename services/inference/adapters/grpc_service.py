@@ -9,7 +9,6 @@ from typing import Any, cast
 import grpc.aio
 
 from inference.adapters.keys import Keys
-from inference.adapters.unread import refuse_unread
 from inference.app.books import Books
 from inference.app.embedding import EmbeddingReader
 from inference.app.reader import Answer_co, Reader, Whole
@@ -50,7 +49,6 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference.GenerateRequest, context: Context
     ) -> AsyncIterator[inference.GenerateResponse]:
         """Stream a generation."""
-        refuse_unread(request)
         caller = await self._keys.resolve(authorization_of(context))
         found = self._requests.find(caller, request.spec)
         if not isinstance(found, Reader):
@@ -73,7 +71,6 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference.GenerateOnceRequest, context: Context
     ) -> inference.GenerateOnceResponse:
         """Generate and answer once."""
-        refuse_unread(request)
         caller = await self._keys.resolve(authorization_of(context))
         found = self._requests.find(caller, request.spec)
         if not isinstance(found, Reader):
@@ -91,7 +88,6 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference.CountTokensRequest, context: Context
     ) -> inference.CountTokensResponse:
         """Render, and count."""
-        refuse_unread(request)
         caller = await self._keys.resolve(authorization_of(context))
         tokens = await self._requests.count(caller, request.spec)
         return inference.CountTokensResponse(
@@ -102,7 +98,6 @@ class InferenceService(inference_pb2_grpc.InferenceServiceServicer):
         self, request: inference.EmbedRequest, context: Context
     ) -> inference.EmbedResponse:
         """Vectors, all at once."""
-        refuse_unread(request)
         caller = await self._keys.resolve(authorization_of(context))
         found = self._requests.embed(caller, request)
         if not isinstance(found, EmbeddingReader):

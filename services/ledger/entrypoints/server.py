@@ -30,12 +30,14 @@ from ledger.settings import ServerSettings
 log = structlog.get_logger()
 _POOL: Final = 12
 _NAMES: Final = ("tollbook.ledger.v1.LedgerService",)
+AMONG: Final = _NAMES
+"""Pricing calls it, and may be of a later release."""
 
 
 async def serve(config: ServerSettings) -> None:
     """Serve until SIGTERM."""
     stopped = grpcs.stop_event()
-    door = grpcs.Server("ledger", config.ledger_address, _NAMES)
+    door = grpcs.Server("ledger", config.ledger_address, _NAMES, among=AMONG)
     pool = await database.open_pool(config.ledger_postgres, _POOL, stopped)
     if pool is None:
         return

@@ -36,13 +36,17 @@ _NAMES: Final = (
     "tollbook.pricing.v1.RateCardService",
     "tollbook.pricing.v1.OperatorService",
 )
+AMONG: Final = ("tollbook.pricing.v1.PricingService",)
+"""Inference calls it, and may be of a later release. The others change what is charged, for people:
+what they ask for is done whole or not at all.
+"""
 
 
 async def serve(config: ServerSettings) -> None:
     """Serve until SIGTERM."""
     alerts = alert_rules.read(config.alerts)
     stopped = grpcs.stop_event()
-    door = grpcs.Server("pricing", config.pricing_address, _NAMES)
+    door = grpcs.Server("pricing", config.pricing_address, _NAMES, among=AMONG)
     ledger = Ledger(config.ledger_address)
     view = ControlView(ledger)
     pool = await database.open_pool(config.pricing_postgres, _POOL, stopped)

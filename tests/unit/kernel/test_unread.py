@@ -7,8 +7,8 @@ from collections.abc import Callable
 import pytest
 from google.protobuf.message import Message
 
-from inference.adapters.unread import refuse_unread
 from kernel import errors
+from kernel.unread import refuse_unread
 from tollbook.inference.v1 import inference_pb2 as inference
 
 NEWER = b"\xf2\x3f\x01x"  # field 1022, length-delimited

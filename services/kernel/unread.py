@@ -43,6 +43,10 @@ def _unread(message: Message, place: str) -> Iterator[tuple[str, int]]:
         values: Any = value
         if isinstance(values, Message):
             yield from _unread(values, prefix + described.name)
+        elif described.message_type.GetOptions().map_entry:
+            for key in sorted(values):
+                if isinstance(values[key], Message):
+                    yield from _unread(values[key], f"{prefix}{described.name}[{key!r}]")
         else:
             for index, item in enumerate(values):
                 yield from _unread(item, f"{prefix}{described.name}[{index}]")

@@ -50,7 +50,9 @@ class Schema:
     rights: Sequence[str]
 
     def steps(self) -> list[Migration]:
-        """All steps, in order. Errors: MigrationError unless they are numbered 1, 2, 3, ..."""
+        """All steps, in order. Errors: MigrationError unless they are numbered 1, 2, 3, ... and
+        there is one: without its files a release would take any database for one of its own.
+        """
         found: list[Migration] = []
         for file in sorted(self.folder.glob("*.sql")):
             match = _NAME.match(file.name)
@@ -60,6 +62,11 @@ class Schema:
                     f" {len(found) + 1:04d}_WHAT_IT_DOES.sql"
                 )
             found.append(Migration(len(found) + 1, file.read_text()))
+        if not found:
+            raise MigrationError(
+                f"{self.folder} has no migrations of schema {self.name}: this installation is not"
+                " whole, install the release again"
+            )
         return found
 
     async def migrate(self, dsn: str, password: str) -> int:
@@ -123,13 +130,13 @@ class Schema:
 
     async def check_version(self, db: Any) -> None:
         """Refuse to work on a schema of another version. Errors: MigrationError."""
+        known = len(self.steps())
         try:
             newest = await db.fetchval(
                 f"SELECT max(version) FROM {self.name}.schema_version"  # noqa: S608 - ours
             )
         except asyncpg.UndefinedTableError:
             newest = None
-        known = len(self.steps())
         if (newest or 0) < known:
             raise MigrationError(
                 f"schema {self.name} has version {newest or 0}, this code needs {known}: run"

@@ -45,3 +45,13 @@ def test_a_number_twice_or_left_out_is_refused(
 ) -> None:
     with pytest.raises(MigrationError, match=f"name it {next_one}_WHAT_IT_DOES"):
         schema(tmp_path, *names).steps()
+
+
+@pytest.mark.parametrize("name", ["", "gone"])
+async def test_an_installation_without_its_files_changes_nothing_and_says_so(
+    tmp_path: Path, name: str
+) -> None:
+    made = schema(tmp_path / name)
+    for refused in (made.migrate("postgresql://nowhere", ""), made.check_version(None)):
+        with pytest.raises(MigrationError, match=r"has no migrations of schema a: .* install"):
+            await refused

@@ -76,6 +76,7 @@ class Segments:
         # Whether the last try to have the next one ready succeeded. Not whether it is there: while
         # a spare becomes a segment and another is made, nobody knows of any lack of space.
         self.has_spare = False
+        self._said = False
 
     # Opening
 
@@ -185,8 +186,12 @@ class Segments:
             try:
                 self._spare = self._allocate()
             except OSError as error:
-                log.error("no space for the next spool segment", error=str(error))
+                # Tried again with each group: it is said once.
+                if not self._said:
+                    log.error("no space for the next spool segment", error=str(error))
+                    self._said = True
         self.has_spare = self._spare is not None
+        self._said = self._said and not self.has_spare
 
     def _sync_directory(self) -> None:
         fd = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -216,18 +221,23 @@ class Segments:
     # Writing: in the commit thread
 
     def write(self, group: bytes, first: bytes | None) -> None:
-        """Append to the last segment and have it on the disk; with `first` begin the next one."""
+        """Append to the last segment and have it on the disk; with `first` begin the next one.
+
+        Where the next one has no place the last goes on, beyond what was allocated for it: who is
+        under way may need less than a whole segment, and that much the disk may have.
+        """
         last = self.last
         if group:
             _write_all(self._fd, group)
             os.fdatasync(self._fd)
             last.size += len(group)
-        if first is not None:
+        self._make_spare()
+        if first is not None and self._spare is not None:
             os.ftruncate(self._fd, last.size)
             os.fsync(self._fd)
             old, self._fd = self._fd, self._make_segment(last.number + 1, first)
             os.close(old)
-        self._make_spare()
+            self._make_spare()
 
     # Reading back, and forgetting
 

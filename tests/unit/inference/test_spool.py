@@ -422,6 +422,36 @@ async def test_no_space_for_the_next_segment_closes_admission_until_there_is(
     await spool.close()
 
 
+async def test_who_is_under_way_goes_on_in_a_full_segment_while_the_next_has_no_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spool = await opened(tmp_path)
+    streams = Streams(spool.journal, "p/boot1", 4)
+    real = os.posix_fallocate
+    monkeypatch.setattr(os, "posix_fallocate", full)
+    for serial in range(40):
+        run_some(spool, streams, serial, 1, tokens=40)
+        await spool.durable()
+    assert not spool.failed.done()
+    assert not spool.reserve(1)
+    grown = segments(tmp_path)
+    assert len(grown) == 2
+    assert grown[-1].stat().st_size > 2 * SMALL.segment_bytes
+    monkeypatch.setattr(os, "posix_fallocate", real)
+    assert not spool.reserve(1)
+    await spool.durable()
+    assert spool.reserve(1)
+    run_some(spool, streams, 40, 1, tokens=40)
+    await spool.durable()
+    assert len(segments(tmp_path)) == 3
+    await spool.close()
+    again = await opened(tmp_path)
+    kept = [(pending.stream_id, pending.stream_seq) for pending in again.journal.unacked()]
+    assert len(kept) == len(set(kept)) == 41
+    assert all(again.read(replay.ref) for replay in again.journal.replays.values())
+    await again.close()
+
+
 class Slow:
     """A system call that has begun, and goes on when it is let."""
 

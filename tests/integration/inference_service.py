@@ -195,7 +195,8 @@ class Service:
 
     async def ended(self) -> int:
         status = await asyncio.to_thread(self.process.wait, WAIT_S)
-        await self.channel.close()
+        # Calls under way learn of its end by themselves; closing would cancel them first.
+        await self.channel.close(WAIT_S)
         return status
 
     # Calls

@@ -174,8 +174,10 @@ class LedgerWorld:
         await self.make_topic()
         self.db = await asyncpg.create_pool(
             self.dsn("TOLLBOOK_POSTGRES"),
-            min_size=0,
+            # Two at least are kept: a new one writes a file, which a full disk refuses.
+            min_size=2,
             max_size=3,
+            max_inactive_connection_lifetime=0,
             server_settings={"search_path": "ledger"},
         )
 

@@ -21,7 +21,7 @@ from kernel import grpcs
 from tollbook.ledger.v1 import ledger_pb2 as pb
 from tollbook.ledger.v1 import ledger_pb2_grpc
 
-WAIT_S = 60.0
+WAIT_S = 120.0
 
 
 class LedgerServer:
@@ -35,7 +35,8 @@ class LedgerServer:
 
     def said(self, event: str) -> list[dict[str, Any]]:
         """The events of a name that it has logged."""
-        lines = self._log.read_text(errors="replace").splitlines()
+        # The last one may be half written.
+        *lines, _ = self._log.read_text(errors="replace").split("\n")
         found = [json.loads(line) for line in lines if line.startswith("{")]
         return [line for line in found if line.get("event") == event]
 
@@ -74,4 +75,4 @@ async def ledger_server(world: LedgerWorld, **settings: Any) -> AsyncIterator[Le
             yield made
     finally:
         process.terminate()
-        await asyncio.to_thread(process.wait, 30)
+        await asyncio.to_thread(process.wait, WAIT_S)

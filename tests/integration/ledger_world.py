@@ -50,7 +50,7 @@ from tollbook.stack import Stack
 
 GROUND: Final = ("kafka", "postgres", "database")
 """The parts of a stack that a world stands on."""
-WAIT_S: Final = 60.0
+WAIT_S: Final = 120.0
 _PROOFS: Final = 8
 _POOL: Final = 6
 
@@ -112,12 +112,12 @@ class Worker:
     def kill(self) -> None:
         """kill -9."""
         self.process.kill()
-        self.process.wait(20)
+        self.process.wait()
 
     def stop(self) -> int:
         """SIGTERM, and its status."""
         self.process.terminate()
-        return self.process.wait(30)
+        return self.process.wait(WAIT_S)
 
     def said(self) -> str:
         """What it has logged."""

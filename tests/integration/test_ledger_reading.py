@@ -13,7 +13,7 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner
 from tests.integration.ledger_server import LedgerServer, ledger_server
-from tests.integration.ledger_world import LedgerWorld, ledger_world, until
+from tests.integration.ledger_world import WAIT_S, LedgerWorld, ledger_world, until
 from tests.unit.ledger import builders
 
 from kernel import leaf as leaf_format
@@ -83,7 +83,7 @@ async def test_every_way_of_reading_gives_the_very_leaves(world: LedgerWorld) ->
         await world.produce(500, seed=2)
         for reader in readers:
             seen: list[bytes] = []
-            async with asyncio.timeout(60):
+            async with asyncio.timeout(WAIT_S):
                 while len(seen) < 30_500:
                     seen += (await reader.read()).leaves
             reader.cancel()
@@ -211,7 +211,8 @@ async def test_partitions_show_their_owner_and_how_far_behind_it_is(world: Ledge
             return [one.lag for one in await states() if one.HasField("lag")] == expected
 
         assert await states() == []
-        async with world.workforce() as force:
+        # A lease that lasts, however long this process is paused.
+        async with world.workforce(lease_ms=60_000) as force:
             await world.produce(100)
             await until("all is read", lambda: lags([0, 0]))
             for one in await states():

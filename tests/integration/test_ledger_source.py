@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from aiokafka import AIOKafkaProducer, TopicPartition
 from aiokafka.admin import AIOKafkaAdminClient, NewTopic, RecordsToDelete
+from tests.integration.ledger_world import until
 
 from ledger.adapters.source import KafkaTopic, LastRead, PartitionSource, SourceError
 from ledger.domain.batch import Record
@@ -170,9 +171,10 @@ async def until_gone(topic: Topic) -> None:
     brokers = KafkaTopic(topic.bootstrap, topic.name)
     await brokers.open()
     try:
-        for _ in range(200):
-            if await brokers.describe() is None:
-                return
-        raise AssertionError("the topic is still there")
+
+        async def is_gone() -> bool:
+            return await brokers.describe() is None
+
+        await until("the topic is gone", is_gone)
     finally:
         await brokers.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import sys
 import time
@@ -17,6 +18,7 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tests.integration.deadlines import told_in_time
+from tests.integration.ledger_world import WAIT_S, until
 
 from kernel import grpcs, merkle
 from kernel import leaf as leaves
@@ -36,7 +38,6 @@ APPEND_ONLY = (
     "append_key",
     "log_exception",
 )
-WAIT_S = 60.0
 
 
 @pytest.fixture(scope="module")
@@ -279,7 +280,7 @@ async def serving(address: str) -> bool:
     channel = grpc.aio.insecure_channel(address)
     try:
         stub: Any = health_pb2_grpc.HealthStub(channel)
-        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=2)
+        answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
         return bool(answer.status == health_pb2.HealthCheckResponse.SERVING)
     except grpc.aio.AioRpcError:
         return False
@@ -292,6 +293,10 @@ async def until_serving(address: str, wanted: bool) -> None:
     while await serving(address) != wanted:
         assert time.monotonic() < deadline, f"{address} is not {'' if wanted else 'un'}healthy"
         await asyncio.sleep(0.05)
+
+
+async def said(stack: Stack, part: str, words: str) -> bool:
+    return words in stack.log_file(part).read_text()
 
 
 async def test_the_signer_refuses_a_shrunken_and_a_forked_log(stack: Stack) -> None:
@@ -317,7 +322,8 @@ async def test_the_signer_refuses_a_shrunken_and_a_forked_log(stack: Stack) -> N
                 lie_root,
             )
             await until_serving(signer, False)
-            assert f"log cuts {word}" in stack.log_file("ledger-signer").read_text()
+            # Which it says after it is not healthy any more.
+            await until(word, functools.partial(said, stack, "ledger-signer", f"log cuts {word}"))
             assert await admin.fetchval(count) == signed
             await admin.execute(
                 "UPDATE log_head SET size = $1, accepted = $2, root = $3 WHERE name = 'cuts'",

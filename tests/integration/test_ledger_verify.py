@@ -14,7 +14,7 @@ from typing import Any
 import asyncpg
 import pytest
 from aiokafka import AIOKafkaProducer
-from tests.integration.test_tamper_evidence import append, ledger, published_size, until
+from tests.integration.test_tamper_evidence import WAIT_S, append, ledger, published_size, until
 from tests.unit.audit.world import Producer, usage_event
 
 from kernel import leaf as leaves
@@ -73,7 +73,7 @@ async def until_logged(stack: Stack, sizes: dict[str, int]) -> None:
 
             async def signed(request: pb.GetCheckpointRequest = request) -> bool:
                 try:
-                    await stub.GetCheckpoint(request, timeout=2)
+                    await stub.GetCheckpoint(request, timeout=10)
                 except Exception:
                     return False
                 return True
@@ -474,7 +474,7 @@ async def test_the_command(stack: Stack) -> None:
             capture_output=True,
             text=True,
             check=False,
-            timeout=60,
+            timeout=WAIT_S,
         )
 
     done = await asyncio.to_thread(run)

@@ -33,6 +33,7 @@ from inference.app.adapters import Adapters, Library
 from inference.app.batch_runner import BatchRunner
 from inference.app.books import Books
 from inference.app.dozing import AWAY, Dozing
+from inference.app.ending import say_last
 from inference.app.gate import Gate, yielded_places
 from inference.app.order import World
 from inference.app.requests import Requests
@@ -54,8 +55,6 @@ from tollbook.usage.v1 import usage_pb2 as usage
 
 log = structlog.get_logger()
 
-# How long a stop waits for the broker; what it does not take the next start sends.
-FLUSH_MS: Final = 3_000
 SETTLE_LOST_MS: Final = 5_000
 RETRY_AFTER_STOP_MS: Final = 2_000
 
@@ -148,22 +147,25 @@ class Service:
             )
         finally:
             lost = status != 0
-            if not spool.failed.done():
+
+            def append_last() -> None:
                 residency.change(AWAY)
                 books.publish_final(lost)
                 for name in streams.open_streams():
                     spool.append(Closed(streams.closing(name)))
-                await spool.durable()
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(FLUSH_MS / 1000):
-                        await publisher.flushed()
+
+            kept = not spool.failed.done() and await say_last(spool, append_last, publisher.flushed)
+            if not kept:
+                # Also of a stop that was asked for: its last records are missing.
+                status = 1
             publishing.cancel()
             keeping.cancel()
             await asyncio.gather(publishing, keeping, return_exceptions=True)
             await credit.close()
             await channel.close()
             await self._engine.stop()
-            if not spool.failed.done():
+            # To close waits for the disk, which may hang.
+            if kept:
                 await spool.close()
         return status
 

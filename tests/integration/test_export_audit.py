@@ -99,19 +99,19 @@ async def publish(stack: Stack) -> None:
     async with grpc.aio.insecure_channel(stack.address("pricing-server")) as channel:
         control: Any = pricing_pb2_grpc.ControlServiceStub(channel)
         await control.PublishRateCard(
-            pricing_pb2.PublishRateCardRequest(yaml=CARD, author="a", approver="b"), timeout=30
+            pricing_pb2.PublishRateCardRequest(yaml=CARD, author="a", approver="b"), timeout=120
         )
         for account_id in ACCOUNTS:
             account = control_pb2.AccountCreated(account_id=account_id, currency="USD")
             await control.CreateAccount(
-                pricing_pb2.CreateAccountRequest(account=account), timeout=30
+                pricing_pb2.CreateAccountRequest(account=account), timeout=120
             )
             granted = control_pb2.CreditGranted(
                 grant_id=f"welcome-{account_id}",
                 account_id=account_id,
                 amount=money_pb2.Amount(currency="USD", amount_pico=str(GRANT_PICO)),
             )
-            await control.GrantCredit(pricing_pb2.GrantCreditRequest(grant=granted), timeout=30)
+            await control.GrantCredit(pricing_pb2.GrantCreditRequest(grant=granted), timeout=120)
 
 
 async def wait_for_events(stack: Stack, events: dict[str, str]) -> None:
@@ -121,7 +121,7 @@ async def wait_for_events(stack: Stack, events: dict[str, str]) -> None:
         for account_id, event_id in events.items():
             await pricing.GetBalance(
                 pricing_pb2.GetBalanceRequest(account_id=account_id, wait_for_event_id=event_id),
-                timeout=60,
+                timeout=120,
             )
 
 

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 from tests.integration.ledger_server import ledger_server
-from tests.integration.ledger_world import LedgerWorld, ledger_world, until
+from tests.integration.ledger_world import WAIT_S, LedgerWorld, ledger_world, until
 from tests.unit.ledger import builders
 
 from kernel import leaf as leaf_format
@@ -422,7 +422,7 @@ async def test_readers_and_a_worker_go_on_while_segments_leave(world: LedgerWorl
             return len(sealed) >= 9
 
         await until("most is sealed", some_are_sealed)
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(WAIT_S):
             found = await asyncio.gather(*readers)
     records = await world.records(0, total)
     for seen in found:

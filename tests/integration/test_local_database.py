@@ -30,7 +30,7 @@ def tollbook(home: Path, *arguments: str) -> str:
         env={**os.environ, "TOLLBOOK_HOME": str(home)},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=240,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr

@@ -97,7 +97,7 @@ async def test_the_pages_say_what_happens(stack: Stack, tmp_path: Path) -> None:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
-            timeout=60,
+            timeout=240,
             check=False,
         )
         return done.stdout

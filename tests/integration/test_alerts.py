@@ -69,7 +69,7 @@ class Desk:
         return found
 
     async def until_told(self) -> None:
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(120):
             while await self.undelivered():  # noqa: ASYNC110 - another process does it
                 await asyncio.sleep(0.05)
 
@@ -198,7 +198,7 @@ async def test_a_teller_killed_over_an_attempt_loses_nothing(
 
     def status(count: int) -> int:
         if count == 1:
-            hang.wait(30)
+            hang.wait(120)
         return 204
 
     receiver.status = status
@@ -208,7 +208,7 @@ async def test_a_teller_killed_over_an_attempt_loses_nothing(
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(p or "." for p in sys.path)}
     first = await asyncio.create_subprocess_exec(*command, env=environment)
     try:
-        assert await asyncio.to_thread(receiver.arrived.wait, 30)
+        assert await asyncio.to_thread(receiver.arrived.wait, 120)
     finally:
         first.kill()
         await first.wait()

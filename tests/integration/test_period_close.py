@@ -17,7 +17,16 @@ import grpc
 import grpc.aio
 import pytest
 from click.testing import CliRunner
-from tests.integration.pricing_world import CARD, PARTS, PICO, T0_US, World, again, reason_of
+from tests.integration.pricing_world import (
+    CARD,
+    PARTS,
+    PICO,
+    T0_US,
+    TIMEOUT_S,
+    World,
+    again,
+    reason_of,
+)
 from tests.integration.replicas import replicas
 from tests.integration.webhook_receiver import SECRET, Receiver, receiving
 
@@ -75,7 +84,7 @@ async def world(stack: Stack) -> AsyncIterator[World]:
 
 async def closed_by(control: Any, period: str) -> statements_pb2.ClosePeriodResponse:
     request = statements_pb2.ClosePeriodRequest(period=period)
-    return await again(lambda: control.ClosePeriod(request, timeout=60))
+    return await again(lambda: control.ClosePeriod(request, timeout=TIMEOUT_S))
 
 
 async def move_logs(world: World, at_us: int) -> None:
@@ -90,14 +99,14 @@ async def controls(world: World) -> list[control_pb2.ControlRecord]:
     request = ledger_pb2.ReadEventsRequest(log=CONTROL_LOG, to_position=size, max_batch=1000)
     return [
         control_pb2.ControlRecord.FromString(leaves.decode(raw).value)
-        async for answer in world.ledger.ReadEvents(request, timeout=30)
+        async for answer in world.ledger.ReadEvents(request, timeout=TIMEOUT_S)
         for raw in answer.leaves
     ]
 
 
 async def statement(world: World, account_id: str, period: str) -> dict[str, Any]:
     request = statements_pb2.GetStatementRequest(account_id=account_id, period=period)
-    answer = await again(lambda: world.pricing.GetStatement(request, timeout=30))
+    answer = await again(lambda: world.pricing.GetStatement(request, timeout=TIMEOUT_S))
     assert hashlib.sha256(answer.document).digest() == answer.summary.statement_hash
     found: dict[str, Any] = json.loads(answer.document)
     return found
@@ -106,7 +115,7 @@ async def statement(world: World, account_id: str, period: str) -> dict[str, Any
 async def agrees(world: World, *account_ids: str) -> None:
     """What is served is what a replay of the logs gives, roundings and verdicts included."""
     listed = await world.pricing.ListBalances(
-        pricing_pb2.ListBalancesRequest(wait_for=await world.recorded()), timeout=30
+        pricing_pb2.ListBalancesRequest(wait_for=await world.recorded()), timeout=TIMEOUT_S
     )
     replay = await world.replay({item.log: item.size for item in listed.positions})
     assert replay.digest() == listed.balances_digest
@@ -121,7 +130,7 @@ async def agrees(world: World, *account_ids: str) -> None:
 
 async def statements_of(world: World, account_id: str) -> list[statements_pb2.StatementSummary]:
     listed = await world.pricing.ListStatements(
-        statements_pb2.ListStatementsRequest(account_id=account_id), timeout=30
+        statements_pb2.ListStatementsRequest(account_id=account_id), timeout=TIMEOUT_S
     )
     return list(listed.statements)
 
@@ -140,29 +149,31 @@ async def test_a_month_is_closed_once_whoever_asks_and_corrected_in_the_next(
                 expires_time=timestamp_of(FEBRUARY_US),
             )
         ),
-        timeout=30,
+        timeout=TIMEOUT_S,
     )
     await world.use("brief", output=7, at_us=FEBRUARY_US - 1)
     await world.use("brief", output=5, at_us=FEBRUARY_US)
     # A projector that stands still: what is in the log has paid with the grant all the same, so
     # nobody can say yet what is left of it.
-    world.stack.kill("pricing-projector", signal.SIGSTOP)
-    await world.use("billed", output=10**6 + 1, at_us=T0_US + DAY_US, priced=False)
-    await world.recorded()
-    early = statements_pb2.ClosePeriodRequest(period="2026-01")
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await world.control.ClosePeriod(early, timeout=3)
-    assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
-    assert not any(made.HasField("credit_expired") for made in await controls(world))
-    world.stack.kill("pricing-projector", signal.SIGCONT)
+    stopped = world.stack.kill("pricing-projector", signal.SIGSTOP)
+    try:
+        await world.use("billed", output=10**6 + 1, at_us=T0_US + DAY_US, priced=False)
+        await world.recorded()
+        early = statements_pb2.ClosePeriodRequest(period="2026-01")
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await world.control.ClosePeriod(early, timeout=3)
+        assert refused.value.code() is grpc.StatusCode.DEADLINE_EXCEEDED
+        assert not any(made.HasField("credit_expired") for made in await controls(world))
+    finally:
+        stopped.send(signal.SIGCONT)
     async with replicas(world.stack, 2) as others:
         other: Any = pricing_pb2_grpc.ControlServiceStub(others.channel(0))
         killed: Any = pricing_pb2_grpc.ControlServiceStub(others.channel(1))
         request = statements_pb2.ClosePeriodRequest(period="2026-01")
-        broken = asyncio.ensure_future(killed.ClosePeriod(request, timeout=60))
+        broken = asyncio.ensure_future(killed.ClosePeriod(request, timeout=TIMEOUT_S))
         both = asyncio.gather(closed_by(world.control, "2026-01"), closed_by(other, "2026-01"))
         # None of them is closed before its logs are beyond the end, which is recorded by now.
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(TIMEOUT_S):
             while not any(made.HasField("period_ended") for made in await controls(world)):  # noqa: ASYNC110
                 await asyncio.sleep(0.05)
         others.kill(1)
@@ -212,7 +223,7 @@ async def test_a_month_is_closed_once_whoever_asks_and_corrected_in_the_next(
     # In the log before February ends, or it is March that corrects January.
     await world.recorded()
     ended = asyncio.ensure_future(closed_by(world.control, "2026-02"))
-    async with asyncio.timeout(60):
+    async with asyncio.timeout(TIMEOUT_S):
         while sum(made.HasField("period_ended") for made in await controls(world)) < 2:  # noqa: ASYNC110
             await asyncio.sleep(0.05)
     await move_logs(world, MARCH_US)
@@ -244,7 +255,7 @@ async def test_an_alert_is_told_of_what_the_projector_charged(
     receiver: Receiver, stack: Stack
 ) -> None:
     """5 and 1 are granted; 0.6 are spent, and what is left of the 1 is gone with the month."""
-    assert await asyncio.to_thread(receiver.arrived.wait, 60)
+    assert await asyncio.to_thread(receiver.arrived.wait, TIMEOUT_S)
     told = json.loads(receiver.got[0][1])
     assert (told["type"], told["data"]["account_id"]) == (
         "tollbook.alert.balance_below",
@@ -264,7 +275,7 @@ async def test_a_projector_that_starts_again_comes_to_the_same_verdicts(
     await agrees(world, *NAMES)
     assert [await statements_of(world, name) for name in NAMES] == before
     listed = await world.pricing.ListPostings(
-        pricing_pb2.ListPostingsRequest(account_id="billed", page_size=1000), timeout=30
+        pricing_pb2.ListPostingsRequest(account_id="billed", page_size=1000), timeout=TIMEOUT_S
     )
     rounded = [posting for posting in listed.postings if posting.kind == books.ROUNDING]
     assert [int(posting.amount.amount_pico) for posting in rounded] == [600_000]
@@ -289,7 +300,7 @@ async def test_a_statement_that_is_not_there_is_not_found(world: World) -> None:
     for account_id, reason in (("billed", "PERIOD_NOT_CLOSED"), ("nobody", "ACCOUNT_NOT_FOUND")):
         request = statements_pb2.GetStatementRequest(account_id=account_id, period="2026-03")
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await world.pricing.GetStatement(request, timeout=30)
+            await world.pricing.GetStatement(request, timeout=TIMEOUT_S)
         assert reason_of(refused.value) == reason
 
 

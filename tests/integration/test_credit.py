@@ -40,6 +40,7 @@ pytestmark = pytest.mark.integration
 
 TOKEN_PICO = 600_000
 MINUTE_US = 60_000_000
+HOUR_US = 60 * MINUTE_US
 DAY_US = 86_400_000_000
 
 
@@ -51,7 +52,7 @@ class Call:
     """Stands for a gRPC call's context."""
 
     def time_remaining(self) -> float:
-        return 5.0
+        return 60.0
 
 
 @dataclass
@@ -67,7 +68,7 @@ class Desk:
         self, event_id: str, tokens: int, project: str = "", key: str = "", at_us: int = make.T0_US
     ) -> Made:
         ask = Ask(hold_id_of("acme", event_id), "acme", project, key, tokens * TOKEN_PICO, at_us)
-        return await self.door.reserve(Reserving(ask, "USD", 60_000_000))
+        return await self.door.reserve(Reserving(ask, "USD", HOUR_US))
 
     async def refused(self, event_id: str, tokens: int, **more: Any) -> list[str]:
         """The limits in the way of a hold."""
@@ -207,7 +208,7 @@ async def test_what_has_no_price_is_no_route_past_the_credit(desk: Desk) -> None
             served_model="nobody-prices-it", input_tokens=10, max_output_tokens=10
         )
         return holds_pb2.ReserveRequest(
-            account_id="birch", event_id=event_id, bound=bound, ttl_ms=60_000
+            account_id="birch", event_id=event_id, bound=bound, ttl_ms=HOUR_US // 1000
         )
 
     answers: Any = desk.answers

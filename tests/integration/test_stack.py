@@ -10,7 +10,7 @@ import sys
 import sysconfig
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
@@ -22,7 +22,8 @@ from tollbook.stack import PartFailed, Stack, StackError, running_stack
 from tollbook.stack.catalogue import GIVEN_BY
 from tollbook.stack.jars import jars_folder_name
 from tollbook.stack.ports import OFFSETS, is_free
-from tollbook.stack.processes import find_stack, wait_gone
+from tollbook.stack.processes import ProcessId, find_stack, wait_gone
+from tollbook.stack.state import StackState
 
 pytestmark = pytest.mark.integration
 
@@ -52,7 +53,7 @@ async def consume(stack: Stack, offset: int) -> bytes:
         partition = TopicPartition(TOPIC, 0)
         consumer.assign([partition])
         consumer.seek(partition, offset)
-        batches = await consumer.getmany(partition, timeout_ms=10_000, max_records=1)
+        batches = await consumer.getmany(partition, timeout_ms=120_000, max_records=1)
     finally:
         await consumer.stop()
     (record,) = batches[partition]
@@ -78,17 +79,18 @@ async def rows(stack: Stack) -> list[str]:
         await connection.close()
 
 
-def eventually(condition: Callable[[], bool], timeout_s: float) -> bool:
-    deadline = time.monotonic() + timeout_s
-    while not condition():
+def ports_come_free(base: int) -> bool:
+    """The kernel lets go of a killed process's ports some time after it is gone."""
+    deadline = time.monotonic() + 60
+    while not all(is_free(base + offset) for offset in OFFSETS.values()):
         if time.monotonic() > deadline:
             return False
         time.sleep(0.05)
     return True
 
 
-def ports_are_free(base: int) -> bool:
-    return all(is_free(base + offset) for offset in OFFSETS.values())
+def processes_of(state: StackState) -> dict[str, ProcessId | None]:
+    return {name: part.process for name, part in state.parts.items()}
 
 
 @pytest.fixture(scope="module")
@@ -109,9 +111,7 @@ def test_up_when_up_changes_nothing(up: Stack) -> None:
     assert up.up(PARTS) is False
     after = up.running()
     assert after.supervisor == before.supervisor
-    assert {name: part.process for name, part in after.parts.items()} == {
-        name: part.process for name, part in before.parts.items()
-    }
+    assert processes_of(after) == processes_of(before)
 
 
 def test_a_shell_that_read_the_stacks_own_settings_asks_for_no_other(
@@ -140,7 +140,7 @@ async def test_a_killed_part_comes_back_with_what_it_held(up: Stack, part: str) 
     offset = await produce(up, f"before {part} died".encode())
     await insert(up, f"before {part} died")
     killed = up.kill(part)
-    reborn = up.wait_ready(part, timeout_s=60)
+    reborn = up.wait_ready(part)
     assert reborn is not None
     assert reborn != killed
     assert await consume(up, offset) == f"before {part} died".encode()
@@ -166,26 +166,26 @@ def test_down_leaves_nothing(up: Stack) -> None:
     assert up.down() is True
     assert not any(process.is_alive() for process in everything)
     assert up.processes() == set()
-    assert ports_are_free(state.base_port)
+    assert ports_come_free(state.base_port)
     assert up.down() is False
 
 
 def test_down_after_the_supervisor_was_killed_leaves_nothing(up: Stack) -> None:
     state = up.running()
     state.supervisor.send(9)
-    assert not wait_gone([state.supervisor], 10)
+    assert not wait_gone([state.supervisor], 120)
     left = up.processes()
     assert {part.process for part in state.parts.values() if part.process} <= left
     assert up.down() is True
     assert not any(process.is_alive() for process in left)
-    assert ports_are_free(state.base_port)
+    assert ports_come_free(state.base_port)
 
 
 async def test_up_after_the_supervisor_was_killed_takes_over(up: Stack) -> None:
     offset = await produce(up, b"kept")
     state = up.running()
     state.supervisor.send(9)
-    assert not wait_gone([state.supervisor], 10)
+    assert not wait_gone([state.supervisor], 120)
     with pytest.raises(StackError, match="does not run"):
         up.running()
     assert up.up(PARTS) is True
@@ -209,10 +209,12 @@ def test_two_stacks_side_by_side_share_nothing(up: Stack) -> None:
         assert other.home.stack_id != up.home.stack_id
         assert other.running().base_port != up.running().base_port
         assert not other.processes() & up.processes()
-        mine = up.processes()
+        before = up.running()
         other.down()
-        assert up.processes() == mine
-        assert all(process.is_alive() for process in mine)
+        # Not every process of before: the database has some that come and go.
+        after = up.running()
+        assert (after.supervisor, processes_of(after)) == (before.supervisor, processes_of(before))
+        assert all(process.is_alive() for process in processes_of(after).values() if process)
 
 
 def test_a_broker_of_the_users_own_is_used_and_left_alone(
@@ -277,9 +279,9 @@ def test_a_stack_goes_with_the_process_that_owns_it(tmp_path: Path) -> None:
     processes = stack.processes()
     assert processes
     owner.kill()
-    owner.wait(10)
+    owner.wait()
     owner.stdout.close()
-    assert not wait_gone(processes, 60)
+    assert not wait_gone(processes, 120)
     assert stack.processes() == set()
     stack.remove()
 
@@ -342,7 +344,7 @@ def test_a_plain_user_is_served_as_root_is() -> None:
             },
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=240,
             check=False,
         )
         assert done.returncode == 0, done.stderr

@@ -57,7 +57,9 @@ from tollbook.stack.stopping import stop_parts, sweep
 UP_TIMEOUT_S = 300
 DOWN_TIMEOUT_S = 90
 _POLL_S = 0.05
-_SUPERVISOR_START_S = 20
+_SUPERVISOR_START_S = 60
+_KILL_S = 60
+_READY_S = 240
 
 Watcher = Callable[[str, PartState], None]  # called with each part's name and its new state
 
@@ -284,21 +286,28 @@ class Stack:
         """
         process = self.process(part)
         process.send(signal_number)
-        if signal_number == signal.SIGKILL:
-            wait_gone([process], 10)
+        if signal_number == signal.SIGKILL and wait_gone([process], _KILL_S):
+            raise StackError(f"{part} (process {process.pid}) does not end, not even by SIGKILL")
         return process
 
     def kill_all(self) -> set[ProcessId]:
         """kill -9 of everything at once, the supervisor first. Returns what was killed."""
         supervisor = self.running().supervisor
         supervisor.send(signal.SIGKILL)
-        killed = self.processes() | {supervisor}
-        for process in killed:
-            process.send(signal.SIGKILL)
-        wait_gone(killed, 10)
+        killed = {supervisor}
+        left = self.processes() | killed
+        # Again, for what was forked between a look and the kill of who forked it.
+        while left:
+            for process in left:
+                process.send(signal.SIGKILL)
+            if stuck := wait_gone(left, _KILL_S):
+                pids = ", ".join(str(process.pid) for process in stuck)
+                raise StackError(f"processes {pids} of the stack do not end, not even by SIGKILL")
+            killed |= left
+            left = self.processes()
         return killed
 
-    def wait_ready(self, part: str, timeout_s: float = 60) -> ProcessId | None:
+    def wait_ready(self, part: str, timeout_s: float = _READY_S) -> ProcessId | None:
         """Waits until a part is ready in a process that lives; returns it (None for a step).
 
         Raises PartFailed when it gives up, NotReady when the time is up.
@@ -316,7 +325,7 @@ class Stack:
                 raise NotReady(f"{part} is {found.status} after {timeout_s:.0f} s: {found.detail}")
             time.sleep(_POLL_S)
 
-    def hold(self, part: str, timeout_s: float = 60) -> None:
+    def hold(self, part: str, timeout_s: float = _READY_S) -> None:
         """Stops one part gracefully and keeps it stopped until `release`."""
         self._change_held(lambda held: held | {part})
         deadline = time.monotonic() + timeout_s
@@ -325,7 +334,7 @@ class Stack:
                 raise NotReady(f"{part} did not stop in {timeout_s:.0f} s")
             time.sleep(_POLL_S)
 
-    def release(self, part: str, timeout_s: float = 60) -> None:
+    def release(self, part: str, timeout_s: float = _READY_S) -> None:
         """Lets a held part run again and waits until it is ready."""
         self._change_held(lambda held: held - {part})
         self.wait_ready(part, timeout_s)

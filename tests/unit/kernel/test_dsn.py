@@ -105,7 +105,7 @@ def test_what_the_driver_cannot_use_is_told_in_one_line_without_the_password(
         "postgresql://db/x",
         "postgres://u@db:5432/x",
         "postgresql://u:p%40%3A%2F%3F%23@db:65535/x?sslmode=require&application_name=a@b",
-        # No [::1] among several: some releases of Python's urllib, which the driver uses, refuse it.
+        # No [::1] among several: some releases of Python's urllib refuse it for the driver.
         "postgresql://u:p@one:1,two:2/x?target_session_attrs=read-write",
         "postgresql://u:p@[::1]:3/x",
         "postgresql://u:p@/x?host=/run/postgresql",

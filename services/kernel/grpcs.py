@@ -75,7 +75,9 @@ _CLIENT_OPTIONS: Final = (
     *_OPTIONS,
     # A restarted server is found again within a second, not within two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    # Not a pause, for all its name, but the time an attempt has: a busy server's first frame may
+    # take a while, and one that is not there refuses at once.
+    ("grpc.min_reconnect_backoff_ms", 5_000),
     ("grpc.max_reconnect_backoff_ms", 1_000),
 )
 

@@ -62,7 +62,10 @@ class Ledger(ledger_pb2_grpc.LedgerServiceServicer):
 class Loopback:
     """A server with that ledger, and a channel to it."""
 
-    def __init__(self, ledger: Ledger, server: grpcs.Server, channel: grpc.aio.Channel) -> None:
+    def __init__(
+        self, address: str, ledger: Ledger, server: grpcs.Server, channel: grpc.aio.Channel
+    ) -> None:
+        self.address = address
         self.ledger = ledger
         self.server = server
         self.channel = channel
@@ -109,7 +112,7 @@ async def running() -> AsyncIterator[Loopback]:
     await server.start()
     async with grpcs.channel(address) as channel:
         try:
-            yield Loopback(ledger, server, channel)
+            yield Loopback(address, ledger, server, channel)
         finally:
             ledger.proceed.set()
             await server.stop(drain_ms=1000)
@@ -374,3 +377,27 @@ def test_a_part_of_the_callers_time_is_kept_for_the_answer(
     remaining_s: float | None, worked_s: float
 ) -> None:
     assert grpcs.time_to_work_s(remaining_s, 60.0) == pytest.approx(worked_s)
+
+
+async def test_a_server_that_is_slow_to_greet_is_waited_for() -> None:
+    """Paused, or on a busy machine: the kernel took the connection, and nothing comes yet."""
+    async with running() as loop:
+
+        async def greet_late(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+            await asyncio.sleep(1)
+            back, forth = await asyncio.open_connection(*loop.address.split(":"))
+            await asyncio.gather(_pass(reader, forth), _pass(back, writer))
+
+        slow = await asyncio.start_server(greet_late, "127.0.0.1", 0)
+        host, port = slow.sockets[0].getsockname()
+        async with slow, grpcs.channel(f"{host}:{port}") as channel:
+            late: Any = ledger_pb2_grpc.LedgerServiceStub(channel)
+            request = ledger_pb2.GetEntryRequest(log="control")
+            assert (await late.GetEntry(request, timeout=60)).leaf == b"leaf"
+
+
+async def _pass(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    while piece := await reader.read(65_536):
+        writer.write(piece)
+        await writer.drain()
+    writer.close()

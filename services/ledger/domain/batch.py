@@ -65,6 +65,14 @@ class StreamRow(NamedTuple):
     closed_seq: int | None
 
 
+def stream_rows(streams: Mapping[str, StreamState]) -> list[StreamRow]:
+    """The rows of streams as they are now."""
+    return [
+        StreamRow(stream_id, stream.next_seq, tuple(stream.missing), stream.closed_seq)
+        for stream_id, stream in streams.items()
+    ]
+
+
 @dataclass
 class Batch:
     """What a transaction writes."""
@@ -236,10 +244,7 @@ def plan(
         counts=(counts[0], counts[1], counts[2], counts[3]),
         asides=asides,
         exceptions=exceptions,
-        streams=[
-            StreamRow(stream_id, stream.next_seq, tuple(stream.missing), stream.closed_seq)
-            for stream_id, stream in touched.items()
-        ],
+        streams=stream_rows(touched),
         sealed=state.index.add(fingerprints, positions, position),
     )
 

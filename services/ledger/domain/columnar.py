@@ -24,6 +24,7 @@ from ledger.domain.batch import (
     StreamRow,
     Suspects,
     decide_carefully,
+    stream_rows,
 )
 from ledger.domain.columns import Bytes, Columns, Numbers
 from ledger.domain.compiled import tree as compiled_tree
@@ -190,11 +191,7 @@ def _verdicts(
         index += 1
     for name, number in number_of.items():
         touched[name].next_seq = int(next_seq[number])
-    rows = [
-        StreamRow(name, stream.next_seq, tuple(stream.missing), stream.closed_seq)
-        for name, stream in touched.items()
-    ]
-    return disposition, reason, rows
+    return disposition, reason, stream_rows(touched)
 
 
 def _stream(state: LogState, name: str) -> StreamState:

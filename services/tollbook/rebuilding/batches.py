@@ -8,15 +8,16 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Final
 
+from audit.cuts import Pin
 from kernel import leaf as leaf_format
 from kernel.merkle import leaf_hash
 from kernel.note import Checkpoint
 from kernel.placement import partition_of_log
 from ledger.adapters.store import Head
 from ledger.domain.appending import NewKey
-from ledger.domain.batch import Batch, Exceptional, StreamRow, chunks_of
+from ledger.domain.batch import Batch, Exceptional, chunks_of, stream_rows
 from ledger.domain.tree import TreeBuilder
-from tollbook.rebuilding.published import FOREVER, Pin
+from tollbook.rebuilding.published import FOREVER
 from tollbook.rebuilding.sources import Entry, Source
 from tollbook.rebuilding.survey import Survey
 
@@ -119,14 +120,7 @@ def batch_of(log: Log, entries: list[Entry]) -> tuple[Batch, list[NewKey]]:
             counts=(counts[0], counts[1], counts[2], counts[3]),
             asides=asides,
             exceptions=exceptions,
-            streams=_rows_of(log.survey) if is_last and is_usage else [],
+            streams=stream_rows(log.survey.streams) if is_last and is_usage else [],
         ),
         keys,
     )
-
-
-def _rows_of(surveyed: Survey) -> list[StreamRow]:
-    return [
-        StreamRow(stream_id, state.next_seq, tuple(state.missing), state.closed_seq)
-        for stream_id, state in surveyed.streams.items()
-    ]

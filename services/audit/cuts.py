@@ -48,6 +48,12 @@ def pins_of(part: LogCut) -> list[Pin]:
     return [(pin.from_position, pin.control_size) for pin in part.pins]
 
 
+def take_pins(known: list[Pin], part: LogCut) -> None:
+    """Add a cut's pins of a log to those of the cuts before it, which it may tell again in part."""
+    del known[part.earlier_pins :]
+    known += pins_of(part)
+
+
 def read_cut(position: int, raw: bytes, aside: Callable[[bytes], bytes | None]) -> CutAt | Finding:
     """Read one entry of the cut log."""
     try:
@@ -129,8 +135,7 @@ def _add_pins(part: LogCut, known: list[Pin], since: int, before: CutAt | None) 
     repeated = len(known) - part.earlier_pins
     again, new = pins[:repeated], pins[repeated:]
     changed = again != known[part.earlier_pins :] or any(pin[0] < since for pin in new)
-    del known[part.earlier_pins :]
-    known += pins
+    take_pins(known, part)
     if changed and before is not None:
         return [
             f"{part.log}'s pins below position {since} are not those of {place}: a pin never"

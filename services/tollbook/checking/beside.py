@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from audit.cuts import Pin
 from audit.log_check import LogResult
 from kernel.placement import CUT_LOG, partition_of_log
 from ledger.adapters.tile_store import parse_pins
-from tollbook.checking.leaves import Leaves, Pin
+from tollbook.checking.leaves import Leaves
 from tollbook.checking.sources import Said
 from tollbook.checking.verdict import Verdict
 

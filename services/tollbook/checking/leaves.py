@@ -6,15 +6,13 @@ import hashlib
 
 from google.protobuf.message import DecodeError
 
+from audit.cuts import Pin, take_pins
 from kernel import leaf as leaf_format
 from kernel.leaf import LeafError
 from kernel.placement import CUT_LOG, partition_of_log
 from ledger.domain.admission import CONFLICT, REJECTED
 from tollbook.checking.records import RecordCheck
 from tollbook.pricing.v1 import control_pb2
-
-Pin = tuple[int, int]
-"""(from position, control size)"""
 
 
 class Leaves:
@@ -56,6 +54,4 @@ class Leaves:
         except DecodeError:
             return
         for part in cut.logs:
-            pins = self.pins.setdefault(part.log, [])
-            del pins[part.earlier_pins :]
-            pins += [(pin.from_position, pin.control_size) for pin in part.pins]
+            take_pins(self.pins.setdefault(part.log, []), part)

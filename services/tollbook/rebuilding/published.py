@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from audit.cuts import Pin, take_pins
 from kernel import leaf as leaf_format
 from kernel.errors import FailedPrecondition
 from kernel.note import Checkpoint, NoteError, VerifierKey, open_checkpoint
@@ -15,9 +16,6 @@ from tollbook.pricing.v1 import control_pb2
 from tollbook.rebuilding.sources import TilesSource
 
 FOREVER: Final = 1 << 62
-
-Pin = tuple[int, int]
-"""(from position, control size)"""
 
 
 class Published:
@@ -90,8 +88,7 @@ class Published:
             cut = control_pb2.Cut.FromString(entry.aside or leaf.value)
             for part in cut.logs:
                 if part.log == name:
-                    del pins[part.earlier_pins :]
-                    pins += [(pin.from_position, pin.control_size) for pin in part.pins]
+                    take_pins(pins, part)
                     end = part.size
         # What no cut speaks of is pinned to all that is known now, as a worker would do.
         return [*pins, (end, FOREVER)] if pins else []

@@ -75,7 +75,11 @@ def refusals(setting: str, away: tuple[type[Exception], ...]) -> Iterator[None]:
     except away:
         raise
     except asyncpg.PostgresError as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise FailedPrecondition(
-            f"setting {setting}: the database refuses: {said}", reason="REFUSED"
+            f"setting {setting}: the database refuses: {said(error)}", reason="REFUSED"
         ) from None
+
+
+def said(error: BaseException) -> str:
+    """The first line of what a database said: the others are for its administrator."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:300]

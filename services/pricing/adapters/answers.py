@@ -9,6 +9,7 @@ import asyncpg
 
 from kernel import errors
 from kernel.clock import timestamp_of
+from kernel.dsn import said
 from kernel.placement import CONTROL_LOG
 from pricing.adapters import database, listings, month_receipts, queries
 from pricing.adapters.control_view import ControlView
@@ -66,7 +67,7 @@ class Reader:
             ) from None
         except database.AWAY as error:
             raise errors.Unavailable(
-                f"the database does not answer: {database.said(error)}", reason="DATABASE_AWAY"
+                f"the database does not answer: {said(error)}", reason="DATABASE_AWAY"
             ) from None
 
     async def wait_for(

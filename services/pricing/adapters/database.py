@@ -8,7 +8,7 @@ from typing import Any, Final
 import asyncpg
 import structlog
 
-from kernel.dsn import refusals
+from kernel.dsn import refusals, said
 from pricing.adapters.migrate import SCHEMA
 
 log = structlog.get_logger()
@@ -36,11 +36,6 @@ AWAY: Final = (
     asyncpg.InsufficientResourcesError,
     asyncpg.PostgresSystemError,
 )
-
-
-def said(error: BaseException) -> str:
-    """The first line of what a database said: the others are for its administrator."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:300]
 
 
 async def connect(dsn: str) -> Any:

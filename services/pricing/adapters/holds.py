@@ -19,6 +19,7 @@ import asyncpg
 import structlog
 
 from kernel import errors
+from kernel.dsn import said
 from pricing.adapters import database, hold_batch, hold_closer, hold_sql
 from pricing.adapters.hold_ops import Answer, Made, Op, Releasing, Reserving, tell
 from pricing.adapters.hold_windows import Windows
@@ -170,7 +171,7 @@ class HoldDoor:
                 self._fail(batch, error)
                 return
             except asyncpg.PostgresError as error:
-                log.error("a batch of holds failed", error=database.said(error))
+                log.error("a batch of holds failed", error=said(error))
                 self._fail(batch, error)
                 return
             else:
@@ -181,8 +182,7 @@ class HoldDoor:
             self._answer(
                 op,
                 errors.Unavailable(
-                    f"holds cannot be kept now: {database.said(error)}; ask again with the same"
-                    " ids",
+                    f"holds cannot be kept now: {said(error)}; ask again with the same ids",
                     reason="DATABASE_AWAY",
                 ),
             )
@@ -196,4 +196,4 @@ class HoldDoor:
                     for shard in await hold_sql.over(db):
                         await hold_sql.end(db, shard)
             except (*database.AWAY, *_AGAIN) as error:
-                log.warning("database away", error=database.said(error))
+                log.warning("database away", error=said(error))

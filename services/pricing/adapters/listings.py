@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 import asyncpg
 
 from kernel import errors
+from kernel.dsn import said
 from pricing.adapters import database
 
 KEEP_MS: Final = 60_000
@@ -83,7 +84,7 @@ class Kept:
             return await kept
         except database.AWAY as error:
             raise errors.Unavailable(
-                f"the database does not answer: {database.said(error)}", reason="DATABASE_AWAY"
+                f"the database does not answer: {said(error)}", reason="DATABASE_AWAY"
             ) from None
 
     async def _keep(self, snapshot: str, kept: asyncio.Future[str]) -> None:

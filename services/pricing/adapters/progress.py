@@ -16,6 +16,7 @@ from typing import Any, Final
 import structlog
 
 from kernel import errors, grpcs
+from kernel.dsn import said
 from pricing.adapters import database
 
 log = structlog.get_logger()
@@ -70,7 +71,7 @@ class Progress:
                     db.terminate()
                     await tell(False)
             except database.AWAY as error:
-                log.warning("database away", error=database.said(error))
+                log.warning("database away", error=said(error))
             await asyncio.sleep(_RECONNECT_MS / 1000)
 
     def _on_notify(self, *_: Any) -> None:

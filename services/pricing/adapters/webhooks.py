@@ -23,6 +23,7 @@ import asyncpg
 import httpx
 import structlog
 
+from kernel.dsn import said
 from pricing.adapters import database
 from pricing.adapters.alert_rules import Webhook
 
@@ -89,7 +90,7 @@ class Webhooks:
             try:
                 told = await self._round(client, webhook)
             except (*database.AWAY, asyncpg.PostgresError) as error:
-                log.warning("alerts wait", webhook=webhook.name, error=database.said(error))
+                log.warning("alerts wait", webhook=webhook.name, error=said(error))
                 await asyncio.sleep(_AWAY_S)
                 continue
             if told < _AT_ONCE:

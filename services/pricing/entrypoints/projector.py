@@ -12,7 +12,7 @@ import structlog
 import uvloop
 
 from kernel import errors, grpcs, settings, telemetry
-from kernel.dsn import refusals
+from kernel.dsn import refusals, said
 from kernel.migrations import MigrationError
 from pricing.adapters import alert_rules, database, store
 from pricing.adapters.alert_store import Watch
@@ -75,7 +75,7 @@ async def _project_for_ever(config: ProjectorSettings, door: grpcs.Server) -> No
             except* RowsGoneError as group:
                 log.error("tables were changed by another hand", error=str(_innermost(group)))
             except* database.AWAY as group:
-                log.warning("database away", error=database.said(_innermost(group)))
+                log.warning("database away", error=said(_innermost(group)))
             except* (grpc.aio.AioRpcError, errors.Unavailable) as group:
                 log.warning("ledger away", error=str(_innermost(group))[:300])
             await asyncio.sleep(_RETRY_MS / 1000)
@@ -106,7 +106,7 @@ async def serve(config: ProjectorSettings) -> None:
         found = _innermost(error)
         if not isinstance(found, _FINAL):
             raise
-        log.error("cannot go on", error=database.said(found))
+        log.error("cannot go on", error=said(found))
         raise SystemExit(1) from None
     finally:
         await door.stop(0)

@@ -11,6 +11,7 @@ import uvloop
 
 from kernel import cycles, errors, grpcs, settings, telemetry
 from kernel.clock import SystemClock
+from kernel.dsn import said
 from kernel.migrations import MigrationError
 from pricing.adapters import alert_rules, database
 from pricing.adapters.answers import Reader
@@ -114,7 +115,7 @@ def main() -> None:
     try:
         uvloop.run(serve(config))
     except (MigrationError, LogReplacedError, errors.TollbookError, asyncpg.PostgresError) as error:
-        log.error("cannot go on", error=database.said(error))
+        log.error("cannot go on", error=said(error))
         raise SystemExit(1) from None
 
 

@@ -13,7 +13,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -230,18 +230,20 @@ class Service:
 
     async def engine(self) -> inference.EngineConservation:
         """The running engine's account, when no request is under way."""
-        deadline = time.monotonic() + WAIT_S
-        while (answer := await self.conservation()).in_flight:
-            assert time.monotonic() < deadline, answer
-            await asyncio.sleep(0.05)
-        return answer.engines[-1]
+        return (await self._when(lambda now: not now.in_flight)).engines[-1]
 
     async def drained(self) -> None:
         """Return when no request is under way and the broker has every record."""
+        await self._when(lambda now: not now.in_flight and not now.spool_backlog)
+
+    async def _when(
+        self, so: Callable[[inference.GetConservationResponse], bool]
+    ) -> inference.GetConservationResponse:
         deadline = time.monotonic() + WAIT_S
-        while (answer := await self.conservation()).in_flight or answer.spool_backlog:
+        while not so(answer := await self.conservation()):
             assert time.monotonic() < deadline, answer
             await asyncio.sleep(0.05)
+        return answer
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from google.protobuf import json_format
+from tests.unit.pricing.builders import published
 
 from kernel import leaf as leaves
 from kernel import merkle
@@ -22,7 +23,6 @@ from ledger.domain.admission import ACCEPTED, Admission
 from ledger.domain.rotation import record_of
 from pricing.adapters.cuts import MAX_NEW_PINS, split_pins
 from pricing.domain import books
-from pricing.domain.card import content_hash
 from pricing.domain.card_yaml import parse_card
 from pricing.domain.rating import RATING_VERSION
 from pricing.domain.replay import Replay
@@ -62,16 +62,7 @@ def grant(grant_id: str, account_id: str, amount_pico: int) -> bytes:
 
 
 def card(text: str = CARD, version: int = 1) -> bytes:
-    parsed = parse_card(text)
-    document = parsed.document()
-    made = control_pb2.RateCardPublished(
-        card_id=parsed.card_id,
-        version=version,
-        content_hash=content_hash(document),
-        effective_from=timestamp_of(parsed.effective_from_us),
-        document=document,
-    )
-    return control_record(rate_card_published=made)
+    return control_record(rate_card_published=published(parse_card(text), version))
 
 
 def usage_event(
